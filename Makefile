@@ -1,0 +1,29 @@
+# `make book` and `make test` need Python 3.11 or newer, pip, make and git; they set up the rest.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: book test check fetch clean
+
+book: $(READY)
+	$(BIN)/ethalign book
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+fetch: $(READY)
+	$(BIN)/ethalign fetch
+
+# torch first: on Linux a range would bring gigabytes of CUDA to machines without a GPU.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf _build book/_runs book/_generated runs

@@ -1,0 +1,282 @@
+"""The command line. A user's mistake ends with exit code 2 and one sentence, no traceback."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ethalign import __version__, config
+from ethalign.config import UserError
+
+app = typer.Typer(
+    help="Reproducible companion to three papers on aligning language models with human judgement.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+rate = typer.Typer(help="Have people rate the reasons that models gave.", no_args_is_help=True)
+app.add_typer(rate, name="rate")
+
+Study = Annotated[str, typer.Argument(help="reasons")]
+Scale = Annotated[str, typer.Option(help="smoke, tiny, small, paper or paper-mistral")]
+Seeds = Annotated[list[int], typer.Option("--seed", help="repeat for several")]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP007, UP045 - typer reads the annotation at run time
+    typer.Option("--set", help="key=value, repeated or several in a row"),
+]
+Runs = Annotated[str, typer.Option(help="folder for runs")]
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def run(
+    context: typer.Context,
+    study: Study,
+    variant: Annotated[Optional[list[str]], typer.Option(help="only these")] = None,  # noqa: UP045
+    scale: Scale = "tiny",
+    seed: Seeds = [0],  # noqa: B006 - typer copies it
+    settings: Settings = None,
+    cores: Annotated[Optional[int], typer.Option(help="default: all")] = None,  # noqa: UP045
+    profile: Annotated[Optional[str], typer.Option(help="folder of workflow/profiles")] = None,  # noqa: UP045
+    runs: Runs = "runs",
+) -> None:
+    """Run a study: whatever is missing or out of date, and nothing else.
+
+    Example: ethalign run reasons --scale tiny --set tuning.epochs=1
+    """
+    from ethalign import pipeline
+
+    pairs = [config.parse_setting(s) for s in [*(settings or []), *context.args]]
+    for name in variant or []:
+        config.choose("variant", name, config.variants(study))
+    count = pipeline.run(
+        study,
+        variants=variant or [],
+        scale=scale,
+        seeds=seed,
+        overrides=dict(pairs),
+        cores=cores,
+        profile=profile,
+        runs=runs,
+    )
+    done = f"{count} notebooks executed" if count else "everything is up to date"
+    typer.echo(f"{done}; results are in {runs}/{scale}/{study}/")
+
+
+@app.command()
+def fetch() -> None:
+    """Download and verify the packaged models and the official data sets.
+
+    Example: ethalign fetch
+    """
+    from ethalign import data, models
+
+    for name in ("smollm2-135m-instruct", "minilm-l6"):
+        typer.echo(f"{name}: {models.packaged(name)}")
+    for name in data.SOURCES:
+        typer.echo(f"{name}: {data.fetch(name)}")
+
+
+@app.command()
+def datasets() -> None:
+    """List the data sets: file, licence, address, and whether it is here.
+
+    Example: ethalign datasets
+    """
+    from ethalign import data
+
+    typer.echo("shipped samples: data/samples/statements.csv, data/samples/comments.csv")
+    for name, source in data.SOURCES.items():
+        state = "here" if data.present(name) else "not here (ethalign fetch)"
+        typer.echo(f"{name:14} {source.licence:8} {state:25} {source.url}")
+
+
+@app.command()
+def models() -> None:
+    """List the packaged models; any Hub id (org/name) or local folder works too.
+
+    Example: ethalign models
+    """
+    from ethalign import models as known
+
+    for name, spec in known.PACKAGED.items():
+        typer.echo(
+            f"{name:24} {spec.licence:11} {spec.about} {spec.wheel and f'({spec.wheel})'}"
+        )
+
+
+@app.command()
+def book(
+    scale: Scale = "tiny",
+    settings: Settings = None,
+    runs: Runs = "runs",
+    cores: Annotated[Optional[int], typer.Option(help="default: all")] = None,  # noqa: UP045
+) -> None:
+    """Run every study and build the book.
+
+    Example: ethalign book
+    """
+    from ethalign import pipeline, publishing
+
+    overrides = dict(config.parse_setting(s) for s in settings or [])
+    count = 0
+    for study in config.studies():
+        count += pipeline.run(study, scale=scale, overrides=overrides, runs=runs, cores=cores)
+    page = publishing.build(scale, runs)
+    typer.echo(f"{count} notebooks executed; open {page}")
+
+
+@app.command()
+def compare(
+    study: Study = "reasons",
+    scale: Scale = "small",
+    stratum: Annotated[str, typer.Option(help="all, clean or contaminated")] = "all",
+) -> None:
+    """Set the paper's printed figures beside the committed reference results.
+
+    Example: ethalign compare reasons --stratum clean
+    """
+    from ethalign import records
+
+    table = records.compare(study, records.published(study, scale), stratum)
+    typer.echo(_table(table))
+
+
+def _table(table: Any) -> str:
+    lines = [
+        f"{'paper':28} {'data':6} {'metric':13} {'paper':>7} {'ours':>7}  95 % interval    verdict"
+    ]
+    for row in table.itertuples():
+        ours = "      –" if row.value != row.value else f"{100 * row.value:7.1f}"
+        span = "" if row.value != row.value else f"{100 * row.low:5.1f} to {100 * row.high:5.1f}"
+        lines.append(
+            f"{row.row:28} {row.dataset:6} {row.metric:13} {100 * row.value_reported:7.1f} {ours}"
+            f"  {span:15}  {row.verdict}"
+        )
+    return "\n".join(lines)
+
+
+@app.command()
+def verify() -> None:
+    """Do the committed results still match code, data and parameters?
+
+    Example: ethalign verify
+    """
+    from ethalign import publishing
+
+    findings = publishing.verify()
+    for where, problem in findings:
+        typer.echo(f"{where}: {problem or 'matches'}")
+    if any(problem for _, problem in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def publish(
+    study: Study,
+    scale: Scale = "small",
+    seed: Seeds = [0],  # noqa: B006
+    runs: Runs = "runs",
+) -> None:
+    """Copy finished runs' small records to results/, without any text of a data set.
+
+    Example: ethalign publish reasons --scale small
+    """
+    from ethalign import publishing
+
+    for variant in config.variants(study):
+        for number in seed:
+            typer.echo(str(publishing.publish(study, variant, scale, number, runs)))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run.
+
+    Example: ethalign doctor
+    """
+    from ethalign import publishing
+
+    for line in publishing.examine():
+        typer.echo(line)
+
+
+@rate.command("export")
+def rate_export(
+    folder: Annotated[Path, typer.Argument(help="a study's folder, e.g. runs/tiny/reasons")],
+    out: Annotated[Path, typer.Argument(help="CSV for the raters")],
+    key: Annotated[
+        Path, typer.Option(help="CSV that says which row is whose; keep it apart")
+    ] = Path("rating-key.csv"),
+    raters: int = 2,
+    seed: int = 0,
+) -> None:
+    """Write a blinded CSV of reasons for human raters.
+
+    Example: ethalign rate export runs/tiny/reasons ratings.csv --raters 3
+    """
+    from ethalign import publishing
+
+    typer.echo(publishing.export_ratings(folder, out, key, raters=raters, seed=seed))
+
+
+@rate.command("import")
+def rate_import(
+    files: Annotated[list[Path], typer.Argument(help="the raters' CSV files")],
+    key: Annotated[Path, typer.Option(help="the key file of the export")] = Path(
+        "rating-key.csv"
+    ),
+) -> None:
+    """Misalignment rate and agreement from filled-in rating files.
+
+    Example: ethalign rate import rater-1.csv rater-2.csv --key rating-key.csv
+    """
+    from ethalign import rating
+
+    typer.echo(rating.rate_import(files, key))
+
+
+@app.command(hidden=True)
+def notebook(study: str, stage: str, target: str, parameters: str) -> None:
+    """Execute one notebook; Snakemake's jobs call this."""
+    from ethalign import pipeline
+
+    source = config.ROOT / "notebooks" / study / f"{stage}.ipynb"
+    raise typer.Exit(pipeline.job(str(source), target, json.loads(parameters)))
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"ethalign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Reproducible companion to three papers on aligning language models with human judgement."""
+
+
+def main() -> None:
+    """Entry point."""
+    try:
+        app()
+    except UserError as error:
+        print(f"ethalign: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        print(f"ethalign: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nethalign: stopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

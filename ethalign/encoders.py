@@ -1,0 +1,187 @@
+"""Encoder classifiers with the losses of Scruples: hard, soft, counts, Dirichlet-multinomial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ethalign import records
+from ethalign.tuning import batches
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Loss = Literal["hard", "soft", "counts", "dirichlet"]
+
+
+class Encoder(NamedTuple):
+    """A sequence classifier (or a bare encoder) and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+def fit(
+    path: Path,
+    texts: Sequence[str],
+    targets: ArrayLike,
+    *,
+    loss: Loss = "hard",
+    pairs: Sequence[str] | None = None,
+    epochs: int = 4,
+    lr: float = 1e-4,
+    batch_size: int = 16,
+    seed: int = 0,
+    max_length: int = 256,
+) -> Encoder:
+    """Fine-tune an encoder as a classifier.
+
+    With logits z, vote counts n and shares h = n / sum(n) (papers.md 4.3, Lourie et al. 2020):
+    ``hard`` -log softmax(z)_y; ``soft`` -sum_k h_k log softmax(z)_k; ``counts`` -sum_k n_k log
+    softmax(z)_k; ``dirichlet`` the Dirichlet-multinomial likelihood of the vote sequence with
+    alpha = exp(z).
+
+    Args:
+        path: folder of the encoder.
+        texts: n texts.
+        targets: (n,) class numbers for ``hard``, else (n, k) counts or shares.
+        pairs: n second texts, for classifiers of pairs.
+        epochs, lr, batch_size: AdamW with linear warm-up over a tenth and linear decay.
+        seed: draws the new head, dropout and the order of rows.
+        max_length: tokens per row.
+
+    Raises:
+        ValueError: no rows, or targets of another length than the texts.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, get_scheduler
+
+    wanted = np.asarray(targets)
+    if not len(texts) or len(texts) != len(wanted):
+        raise ValueError(f"{len(texts)} texts and {len(wanted)} targets")
+    classes = int(wanted.max()) + 1 if loss == "hard" else wanted.shape[1]
+    torch.manual_seed(seed)  # before the head exists: its weights are drawn on creation
+    tokenizer = _tokenizer(path)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=max(2, classes), dtype=torch.float32, local_files_only=True
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.train()
+    lengths = [len(t) for t in texts]
+    plan = [g for e in range(epochs) for g in batches(lengths, batch_size, seed + e)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    schedule = get_scheduler("linear", optimizer, len(plan) // 10, len(plan))
+    goal = torch.tensor(wanted, dtype=torch.long if loss == "hard" else torch.float32)
+    for group in records.progress(plan, len(plan), "encoder", "batch"):
+        inputs = _tokenize(tokenizer, texts, pairs, group, max_length)
+        value = batch_loss(model(**inputs).logits, goal[group], loss)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return Encoder(model.eval(), tokenizer)
+
+
+def batch_loss(logits: Tensor, target: Tensor, loss: Loss) -> Tensor:
+    """Mean loss over a batch; logits (n, k), target (n,) or (n, k). See ``fit``."""
+    import torch
+
+    if loss == "hard":
+        return torch.nn.functional.cross_entropy(logits, target)
+    if loss == "dirichlet":
+        alpha = logits.exp()
+        whole, votes = alpha.sum(1), target.sum(1)
+        each = (torch.lgamma(alpha + target) - torch.lgamma(alpha)).sum(1)
+        return -(torch.lgamma(whole) - torch.lgamma(whole + votes) + each).mean()
+    if loss == "soft":
+        target = target / target.sum(1, keepdim=True)
+    return -(target * logits.log_softmax(1)).sum(1).mean()
+
+
+def logits(
+    encoder: Encoder,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None = None,
+    *,
+    batch_size: int = 64,
+    max_length: int = 256,
+) -> NDArray[np.float64]:
+    """Logits (n, k) of texts, in their order."""
+    import torch
+
+    out = np.zeros((len(texts), encoder.model.config.num_labels))
+    order = np.argsort([-len(t) for t in texts], kind="stable")
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            group = order[start : start + batch_size].tolist()
+            inputs = _tokenize(encoder.tokenizer, texts, pairs, group, max_length)
+            out[group] = encoder.model(**inputs).logits.double().numpy()
+    return out
+
+
+def embed(path: Path, texts: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float64]:
+    """Mean-pooled last hidden states of unit length, (n, width): a dot product is a cosine."""
+    import torch
+    from transformers import AutoModel
+
+    tokenizer = _tokenizer(path)
+    model: Any = AutoModel.from_pretrained(
+        path, dtype=torch.float32, local_files_only=True
+    ).eval()
+    out = np.zeros((len(texts), model.config.hidden_size))
+    with torch.inference_mode():
+        for start in range(0, len(texts), batch_size):
+            group = list(range(start, min(start + batch_size, len(texts))))
+            inputs = _tokenize(tokenizer, texts, None, group, 256)
+            hidden = model(**inputs).last_hidden_state
+            mask = inputs["attention_mask"][..., None]
+            mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+            out[group] = torch.nn.functional.normalize(mean, dim=1).double().numpy()
+    return out
+
+
+def save(encoder: Encoder, folder: Path) -> None:
+    """Write weights (safetensors) and tokenizer."""
+    encoder.model.save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+
+
+def load(folder: Path) -> Encoder:
+    """Read what ``save`` wrote."""
+    from transformers import AutoModelForSequenceClassification
+
+    model: Any = AutoModelForSequenceClassification.from_pretrained(
+        folder, local_files_only=True
+    )
+    return Encoder(model.eval(), _tokenizer(folder))
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _tokenize(
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    group: Sequence[int],
+    max_length: int,
+) -> Any:
+    second = None if pairs is None else [pairs[i] for i in group]
+    return tokenizer(
+        [texts[i] for i in group],
+        second,
+        truncation=True,
+        max_length=max_length,
+        padding=True,
+        return_tensors="pt",
+    )

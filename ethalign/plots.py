@@ -1,0 +1,167 @@
+"""Figures of the book: seaborn, a colour-blind safe palette, intervals wherever they exist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ORDER = (
+    "majority logistic-regression svm random-forest gradient-boosting encoder "
+    "pretrained shuffled L LR R-then-L"
+).split()
+LABEL_COLOURS = {"ethical": "#0072B2", "unethical": "#D55E00"}
+
+
+def style() -> None:
+    """Set the look of every figure: white grid, colour-blind palette, readable on a phone."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
+    plt.rcParams.update(
+        {"figure.dpi": 110, "figure.autolayout": True, "axes.titlelocation": "left"}
+    )
+
+
+def lengths(table: pd.DataFrame) -> Axes:
+    """Words per statement, by label, for a table with ``statement`` and ``label``."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    _, axes = plt.subplots(figsize=(7, 3))
+    words = table.assign(words=table["statement"].str.split().str.len())
+    sns.histplot(
+        words,
+        x="words",
+        hue="label",
+        palette=LABEL_COLOURS,
+        multiple="stack",
+        discrete=True,
+        ax=axes,
+    )
+    axes.set(xlabel="words in the statement", ylabel="statements")
+    return axes
+
+
+def losses(log: pd.DataFrame, smooth: int = 5) -> Axes:
+    """Training loss by update, single values and a running mean over ``smooth`` updates.
+
+    Args:
+        log: rows of ``train_log.jsonl`` (``step``, ``loss`` in nats per target token).
+        smooth: width of the running mean.
+    """
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(7, 3))
+    axes.plot(log["step"], log["loss"], color="#999999", linewidth=0.8, label="one update")
+    mean = log["loss"].rolling(smooth, min_periods=1).mean()
+    axes.plot(log["step"], mean, color="#0072B2", linewidth=2, label=f"mean of {smooth}")
+    axes.set(xlabel="update", ylabel="loss (nats per target token)", ylim=(0, None))
+    axes.legend()
+    return axes
+
+
+def log_odds(predictions: pd.DataFrame) -> Axes:
+    """log p(unethical) - log p(ethical) of each item, by its gold label.
+
+    Args:
+        predictions: rows with ``logp_ethical``, ``logp_unethical`` (nats) and ``gold``.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    _, axes = plt.subplots(figsize=(7, 3))
+    odds = predictions["logp_unethical"] - predictions["logp_ethical"]
+    sns.histplot(
+        predictions.assign(odds=odds),
+        x="odds",
+        hue="gold",
+        hue_order=list(LABEL_COLOURS),
+        palette=LABEL_COLOURS,
+        element="step",
+        bins=30,
+        ax=axes,
+    )
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set(xlabel="log-odds of 'unethical' against 'ethical' (nats)", ylabel="items")
+    return axes
+
+
+def intervals(
+    rows: pd.DataFrame,
+    *,
+    reported: Mapping[str, float] | None = None,
+    reference: float | None = None,
+    xlabel: str = "",
+    hue: str = "stratum",
+) -> Axes:
+    """Values with their 95 % intervals, a line per variant, colours by stratum.
+
+    Args:
+        rows: metrics rows of one metric and data set.
+        reported: variant to the paper's printed share, drawn as a cross.
+        reference: a share for the dashed line (the majority rate).
+        xlabel: name of the metric.
+        hue: column that colours the points.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    names = [v for v in ORDER if v in set(rows["variant"]) | set(reported or {})]
+    names += sorted(set(rows["variant"]) - set(names))
+    groups = list(dict.fromkeys(rows[hue]))
+    colours = sns.color_palette("colorblind", len(groups))
+    _, axes = plt.subplots(figsize=(7, 0.8 + 0.42 * len(names)))
+    for k, group in enumerate(groups):
+        part = rows[rows[hue] == group].set_index("variant")
+        part = part[part["value"].notna()]
+        y = np.array([names.index(v) for v in part.index]) + _offset(k, len(groups))
+        error = np.array([part["value"] - part["low"], part["high"] - part["value"]]).clip(min=0)
+        axes.errorbar(
+            part["value"], y, xerr=error, fmt="o", color=colours[k], capsize=2, label=group
+        )
+    for variant, value in (reported or {}).items():
+        label = "reported" if variant == next(iter(reported or {})) else None
+        axes.plot(value, names.index(variant), "x", color="black", markersize=8, label=label)
+    if reference is not None:
+        axes.axvline(reference, color="black", linestyle="--", linewidth=1, label="majority")
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, ylabel="")
+    axes.invert_yaxis()
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return axes
+
+
+def _offset(k: int, groups: int) -> float:
+    return (k - (groups - 1) / 2) * 0.22
+
+
+def show(
+    rows: pd.DataFrame, index: Sequence[str], columns: str, digits: int = 1
+) -> pd.DataFrame:
+    """Metrics rows as a table of ``value [low, high]`` in per cent, for a page.
+
+    Args:
+        rows: metrics rows; one per (index, columns).
+        index: columns that become the rows' names.
+        columns: column whose values become columns.
+        digits: after the point.
+    """
+
+    def cell(row: Any) -> str:
+        if row["value"] != row["value"] or row["value"] is None:
+            return "undefined"
+        value, low, high = (f"{100 * row[key]:.{digits}f}" for key in ("value", "low", "high"))
+        return f"{value} [{low}, {high}]"
+
+    table = rows.assign(shown=rows.apply(cell, axis=1))
+    wide = table.pivot_table(
+        index=list(index), columns=columns, values="shown", aggfunc="first", sort=False
+    )
+    wide.columns.name = None
+    return wide.fillna("")

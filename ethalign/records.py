@@ -1,0 +1,338 @@
+"""What a run leaves behind: its folder, provenance, metrics, and the papers' printed figures.
+
+Files appear whole or not at all; rows of ``*.jsonl`` are appended in batches and are the unit of
+resume. ``metrics.json`` is the one format that every table and figure reads.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import datetime
+import errno
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import pandas as pd
+import yaml
+
+from ethalign.config import ROOT, Run, UserError, read_yaml
+
+T = TypeVar("T")
+COLUMNS = (
+    "study variant dataset stratum metric value low high n unit".split()  # noqa: SIM905
+)
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "scikit-learn")
+
+
+def folder(run: Run, runs: str | Path = "runs") -> Path:
+    """``runs/<scale>/<study>/<variant>/<seed>``, created."""
+    path = Path(runs) / run.scale / run.study / run.variant / str(run.seed)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write(path: Path, content: Any) -> None:
+    """Write a JSON, YAML or text file so that it appears whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    if path.suffix == ".json":
+        content = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    elif path.suffix in (".yaml", ".yml"):
+        content = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    half = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half.write_text(content, encoding="utf-8")
+        half.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            half.unlink(missing_ok=True)
+        raise disk_error(error, path) from error
+
+
+def disk_error(error: OSError, path: Path) -> UserError:
+    """An operating-system error on ``path`` as a sentence with the way out."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    way = (
+        "free some space and run again; it resumes" if full else "check the folder's permissions"
+    )
+    return UserError(f"{path} could not be written ({error.strerror}): {way}.")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The complete rows of a JSONL file; a half-written last line is left out."""
+    if not path.is_file():
+        return []
+    *lines, _ = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise UserError(
+                f"{path}, line {number} is not JSON; delete the file to compute it anew."
+            ) from None
+    return rows
+
+
+def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Append rows in one write, after cutting off what an interrupted write left.
+
+    Raises:
+        UserError: the disk is full; the file keeps its complete rows.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.touch()
+    with path.open("rb+") as file:
+        end = _end_of_rows(file)
+        file.truncate(end)
+        try:
+            file.seek(end)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise disk_error(error, path) from error
+
+
+def _end_of_rows(file: IO[bytes]) -> int:
+    content = file.read()
+    return content.rfind(b"\n") + 1
+
+
+@contextlib.contextmanager
+def stage(run: Run, where: Path, name: str, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Record one stage of a run in ``config.yaml`` and ``run.json``.
+
+    Yields a dict for what becomes known on the way (tokens, notes). ``inputs`` (configuration
+    sections, data and model hashes) decides whether earlier partial work may be resumed: if it
+    differs from what is recorded, ``fresh`` is true in the yielded dict and the caller starts
+    anew.
+    """
+    path = where / "run.json"
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    before = record.get("stages", {}).get(name, {})
+    facts = {
+        "status": "running",
+        "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "fingerprint": fingerprint(inputs),
+        **inputs,
+    }
+    record = {**provenance(run), "stages": {**record.get("stages", {}), name: facts}}
+    write(where / "config.yaml", run.model_dump(mode="json"))
+    write(path, record)
+    facts["fresh"] = before.get("fingerprint") != facts["fingerprint"]
+    clock = time.perf_counter()
+    try:
+        yield facts
+        facts["status"] = "complete"
+    except BaseException as error:
+        facts["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        raise
+    finally:
+        facts.pop("fresh", None)
+        facts["seconds"] = round(time.perf_counter() - clock, 1)
+        with contextlib.suppress(UserError):
+            write(path, record)
+
+
+def fingerprint(inputs: Any) -> str:
+    """First 16 hex digits of the SHA-256 over a JSON value."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def provenance(run: Run) -> dict[str, Any]:
+    """Coordinates of the run, versions and the machine; nothing that names a person or a path."""
+    from ethalign import __version__
+
+    return {
+        "study": run.study,
+        "variant": run.variant,
+        "scale": run.scale,
+        "seed": run.seed,
+        "config": run.hash(),
+        "ethalign": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "libraries": {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def commit() -> str:
+    """The git commit of the checkout, with ``+`` behind it if package or notebooks differ."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    if head.returncode:
+        return "unknown"
+    paths = ["ethalign", "notebooks", "configs"]
+    status = [*git, "status", "--porcelain", "--", *paths]
+    dirty = subprocess.run(status, capture_output=True, text=True, check=False).stdout.strip()
+    return head.stdout.strip()[:12] + ("+" if dirty else "")
+
+
+def code_hash(source: str, package: Path = ROOT / "ethalign") -> str:
+    """Hash of a program and of every module of ``ethalign`` it reaches.
+
+    Taken over the syntax tree without docstrings, so that prose and layout do not count.
+
+    Args:
+        source: Python text, for instance the code cells of a notebook.
+        package: folder of the package.
+    """
+    trees = {"": _bare(source)}
+    queue = [""]
+    while queue:
+        for name in _imports(trees[queue.pop()]):
+            path = package / f"{name}.py"
+            if name not in trees and path.is_file():
+                trees[name] = _bare(path.read_text(encoding="utf-8"))
+                queue.append(name)
+    dump = "\n".join(f"{name} {ast.dump(trees[name])}" for name in sorted(trees))
+    return hashlib.sha256(dump.encode()).hexdigest()[:16]
+
+
+def _bare(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                body[0] = ast.Pass()
+    return tree
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ethalign":
+            module = (node.module or "").partition(".")[2]
+            yield from [module] if module else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.removeprefix("ethalign.")
+
+
+def row(
+    run: Run, dataset: str, stratum: str, metric: str, estimate: Any, unit: str
+) -> dict[str, Any]:
+    """One row of ``metrics.json`` from an estimate with value, low, high and n; NaN is null."""
+    numbers = [None if x != x else round(float(x), 6) for x in estimate[:3]]
+    values = [run.study, run.variant, dataset, stratum, metric, *numbers, int(estimate[3]), unit]
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def metrics(paths: Iterable[Path]) -> pd.DataFrame:
+    """Rows of several ``metrics.json`` as one table with the columns of ``COLUMNS``."""
+    rows = [r for path in paths for r in json.loads(path.read_text(encoding="utf-8"))]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def published(study: str, scale: str = "small") -> pd.DataFrame:
+    """Metrics of the committed reference runs, with ``seed`` added."""
+    paths = sorted((ROOT / "results" / study / scale).glob("*/*/metrics.json"))
+    tables = [metrics([path]).assign(seed=int(path.parent.name)) for path in paths]
+    return (
+        pd.concat(tables, ignore_index=True)
+        if tables
+        else pd.DataFrame(columns=[*COLUMNS, "seed"])
+    )
+
+
+def caption(where: Path, stage: str) -> str:
+    """One Markdown line that says what was run, on what, with what seed, in how many seconds."""
+    record = json.loads((where / "run.json").read_text())
+    facts = record["stages"][stage]
+    data = ", ".join(f"{name} ({digest[:8]})" for name, digest in facts.get("data", {}).items())
+    model = facts.get("model", {})
+    parts = [
+        f"{record['study']} / {record['variant']}, stage {stage}, scale {record['scale']},"
+        f" seed {record['seed']}",
+        f"data by SHA-256: {data}" if data else "",
+        f"model {model['id']} ({model['sha256'][:8]}) on {model['device']}, {model['dtype']}"
+        if model
+        else "",
+        f"{facts.get('seconds', 0):g} s" if facts["status"] == "complete" else facts["status"],
+        f"ethalign {record['ethalign']}, commit {record['commit']}",
+    ]
+    return "*Run: " + "; ".join(part for part in parts if part) + ".*"
+
+
+def reported(study: str) -> pd.DataFrame:
+    """The papers' printed figures of a study from ``configs/reported.yaml``.
+
+    Columns ``row, variant, dataset, metric, value, n, source``; shares in [0, 1].
+    """
+    rows = read_yaml(ROOT / "configs" / "reported.yaml").get(study, [])
+    return pd.DataFrame(rows)
+
+
+def compare(study: str, ours: pd.DataFrame, stratum: str = "all") -> pd.DataFrame:
+    """Reported and reproduced, a row per printed figure.
+
+    Verdicts: ``agrees`` (the printed value lies in our interval), ``differs``, ``not run``. The
+    interval covers sampling of test items only, so for another model ``differs`` is expected; the
+    directions that a paper claims are tested apart.
+
+    Args:
+        ours: metrics rows (``COLUMNS``) of the papers' own data sets.
+        stratum: which of our strata to set against the printed figure.
+    """
+    table = reported(study)
+    keys = ["variant", "dataset", "metric"]
+    mine = ours[ours["stratum"] == stratum]
+    columns = [*keys, "value", "low", "high", "n"]
+    both = table.merge(mine[columns], on=keys, how="left", suffixes=("_reported", ""))
+    inside = both["value_reported"].between(both["low"] - 0.0005, both["high"] + 0.0005)
+    both["verdict"] = inside.map({True: "agrees", False: "differs"})
+    both.loc[both["value"].isna(), "verdict"] = "not run"
+    return both
+
+
+def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:
+    """``items`` with a progress bar (rate, time left).
+
+    In a terminal the bar is drawn there. In a notebook that the pipeline runs it goes to the
+    file that ``ETHALIGN_PROGRESS`` names, from where the command line shows it, so that no page
+    of the book holds a bar.
+    """
+    from tqdm import tqdm
+
+    path = os.environ.get("ETHALIGN_PROGRESS")
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(open(path, "a")) if path else sys.stderr
+        bar = tqdm(
+            items,
+            total=total,
+            desc=what,
+            unit=unit,
+            file=out,
+            mininterval=1,
+            leave=False,
+            dynamic_ncols=not path,
+            disable=None if not path else False,
+        )
+        yield from bar

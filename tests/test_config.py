@@ -1,0 +1,138 @@
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ethalign import config
+from ethalign.config import UserError
+
+
+def test_every_variant_resolves_at_every_scale():
+    for study in config.studies():
+        for variant in config.variants(study):
+            for scale in config.scales():
+                run = config.load(study, variant, scale)
+                assert (run.study, run.variant, run.scale) == (study, variant, scale)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        ({"tuning.lr": "fast"}, "tuning.lr"),
+        ({"tuning.lrr": 1.0}, "did you mean 'tuning.lr'"),
+        ({"tunning.lr": 1.0}, "did you mean 'tuning"),
+        ({"tuning.epochs": 0}, "tuning.epochs"),
+        ({"tuning.epochs": 1.5}, "tuning.epochs"),
+        ({"data.source": "internet"}, "data.source"),
+        ({"data.labels.x": "evil"}, "ethical"),
+        ({"tuning": 3}, "tuning"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_with_a_hint(overrides, hint):
+    with pytest.raises(UserError, match=hint):
+        config.load("reasons", "L", overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("reason", "L"), "did you mean 'reasons'"),
+        (("reasons", "LRR"), "did you mean 'LR'"),
+        (("reasons", "L", "tinny"), "did you mean 'tiny'"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_one(arguments, hint):
+    with pytest.raises(UserError, match=hint):
+        config.load(*arguments)
+
+
+def test_overrides_win_over_scale_and_scale_over_variant():
+    assert config.load("reasons", "L", "smoke").tuning.epochs == 1
+    assert (
+        config.load("reasons", "L", "smoke", overrides={"tuning.epochs": 3}).tuning.epochs == 3
+    )
+
+
+def test_own_label_values_come_on_top_of_the_default_ones():
+    labels = config.load("reasons", "L", overrides={"data.labels.bad": "unethical"}).data.labels
+    assert labels["bad"] == "unethical"
+    assert labels["0"] == "ethical"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a.b=1e-5", 1e-5),
+        ("a.b=1.0e-5", 1e-5),
+        ("a.b=3", 3),
+        ("a.b=null", None),
+        ("a.b=x=y", "x=y"),
+    ],
+)
+def test_settings_of_the_command_line_have_the_type_a_person_means(text, value):
+    assert config.parse_setting(text) == ("a.b", value)
+
+
+def test_a_setting_without_a_sign_is_refused():
+    with pytest.raises(UserError, match="key=value"):
+        config.parse_setting("tuning.lr")
+
+
+def test_the_hash_changes_with_each_parameter_and_only_then():
+    first = config.load("reasons", "L")
+    assert first.hash() == config.load("reasons", "L").hash()
+    assert first.hash() != config.load("reasons", "L", overrides={"tuning.lr": 1e-4}).hash()
+
+
+def test_a_stage_depends_on_its_own_parameters_only():
+    plain = config.load("reasons", "L")
+    slower = config.load("reasons", "L", overrides={"tuning.epochs": 1})
+    assert plain.depends("finetune") != slower.depends("finetune")
+    assert plain.depends("baselines") == slower.depends("baselines")
+    assert plain.depends("explore") == slower.depends("explore")
+    longer = config.load("reasons", "L", overrides={"evaluation.max_new_tokens": 9})
+    assert plain.depends("finetune") == longer.depends("finetune")
+    assert plain.depends("evaluate") != longer.depends("evaluate")
+
+
+def test_a_resolved_run_survives_yaml():
+    run = config.load("reasons", "LR", "paper")
+    again = config.Run.model_validate(
+        yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json")))
+    )
+    assert again == run
+
+
+@given(st.dictionaries(st.sampled_from(["a.b", "a.c", "d"]), st.integers(), max_size=3))
+def test_nested_keeps_every_value(dotted):
+    tree = config.nested(dotted)
+    for key, value in dotted.items():
+        found = tree
+        for part in key.split("."):
+            found = found[part]
+        assert found == value
+
+
+def test_paper_scales_hold_the_authors_settings():
+    """papers.md 1.3: the hyperparameters of the four notebooks."""
+    llama, mistral = (config.load("reasons", "LR", s) for s in ("paper", "paper-mistral"))
+    for run in (llama, mistral):
+        t = run.tuning
+        assert (t.lora_r, t.lora_alpha, t.lora_dropout, t.lora_targets) == (
+            64,
+            16,
+            0.1,
+            "default",
+        )
+        assert (t.epochs, t.batch_size, t.lr, t.schedule) == (10, 4, 2e-4, "constant")
+        assert (t.weight_decay, t.max_grad_norm, t.optimizer) == (
+            0.001,
+            0.3,
+            "paged_adamw_32bit",
+        )
+        assert (t.loss, run.model.quantization) == ("sequence", "nf4")
+    assert not llama.model.double_quantization
+    assert mistral.model.double_quantization
+    assert mistral.tuning.packing
+    assert mistral.prompt.literal_bos
+    assert mistral.model.tokenizer == "mistralai/Mistral-7B-v0.1"
