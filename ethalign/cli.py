@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -240,12 +239,17 @@ def rate_import(
 
 
 @app.command(hidden=True)
-def notebook(study: str, stage: str, target: str, parameters: str) -> None:
-    """Execute one notebook; Snakemake's jobs call this."""
+def notebook(
+    study: str,
+    stage: str,
+    target: str,
+    variant: Optional[str] = None,  # noqa: UP045
+    seed: Optional[int] = None,  # noqa: UP045
+) -> None:
+    """Execute one notebook; Snakemake's jobs call this with the settings in the environment."""
     from ethalign import pipeline
 
-    source = config.ROOT / "notebooks" / study / f"{stage}.ipynb"
-    raise typer.Exit(pipeline.job(str(source), target, json.loads(parameters)))
+    raise typer.Exit(pipeline.job(study, stage, Path(target), variant, seed))
 
 
 def _version(value: bool) -> None:

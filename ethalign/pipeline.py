@@ -246,14 +246,21 @@ class _Watcher:
         self._thread.join(timeout=2)
 
 
-def job(notebook: str, target: str, parameters: Mapping[str, Any]) -> int:
-    """One Snakemake job: execute a notebook and say so; the exit code."""
-    name = " ".join([Path(notebook).parent.name, Path(notebook).stem])
-    name += "".join(f" {parameters[k]}" for k in ("variant", "seed") if k in parameters)
+def job(study: str, stage: str, target: Path, variant: str | None, seed: int | None) -> int:
+    """One Snakemake job: execute a notebook with the run's settings and say so; the exit code."""
+    settings = json.loads(os.environ["ETHALIGN_SETTINGS"])
+    values = {key: settings[key] for key in ("scale", "overrides", "runs")}
+    if stage == "results":
+        values["seeds"] = settings["seeds"]
+    else:
+        values["seed"] = settings["seeds"][0] if seed is None else seed
+    if variant is not None:
+        values["variant"] = variant
+    name = " ".join(str(part) for part in (study, stage, variant, seed) if part is not None)
     print(f"> {name}", flush=True)
     clock = time.monotonic()
     try:
-        execute(Path(notebook), Path(target), parameters)
+        execute(ROOT / "notebooks" / study / f"{stage}.ipynb", target, values)
     except (UserError, RuntimeError) as error:
         print(f"{MISTAKE}{error}", flush=True)
         return 2 if isinstance(error, UserError) else 1

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from ethalign import encoders, models
+
+TEXTS = [f"{'good' if i % 2 else 'bad'} thing number {i}" for i in range(32)]
+COUNTS = np.array([[1.0, 4.0] if i % 2 else [5.0, 0.0] for i in range(32)])
+
+
+@pytest.fixture(scope="module")
+def path():
+    return models.encoder("random-tiny")
+
+
+@pytest.mark.parametrize("loss", ["hard", "soft", "counts", "dirichlet"])
+def test_every_loss_learns_which_class_is_more_likely(path, loss):
+    targets = COUNTS.argmax(1) if loss == "hard" else COUNTS
+    fitted = encoders.fit(path, TEXTS, targets, loss=loss, epochs=30, lr=3e-3, seed=0)
+    found = encoders.logits(fitted, TEXTS)
+    assert found.shape == (32, 2)
+    assert (found.argmax(1) == COUNTS.argmax(1)).mean() > 0.9
+
+
+def test_losses_by_hand():
+    """papers.md 4.3 at z = (0, ln 3), n = (1, 3)."""
+    z, n = torch.tensor([[0.0, np.log(3)]]), torch.tensor([[1.0, 3.0]])
+    p = np.array([0.25, 0.75])
+    assert float(encoders.batch_loss(z, torch.tensor([1]), "hard")) == pytest.approx(
+        -np.log(p[1])
+    )
+    soft = -(0.25 * np.log(p[0]) + 0.75 * np.log(p[1]))
+    assert float(encoders.batch_loss(z, n, "soft")) == pytest.approx(soft)
+    assert float(encoders.batch_loss(z, n, "counts")) == pytest.approx(4 * soft)
+    # alpha = (1, 3): the sequence's probability is 1*3*4*5 / (4*5*6*7).
+    assert float(encoders.batch_loss(z, n, "dirichlet")) == pytest.approx(-np.log(60 / 840))
+
+
+def test_the_order_of_texts_does_not_matter(path):
+    fitted = encoders.fit(path, TEXTS, COUNTS.argmax(1), epochs=1, seed=0)
+    forward = encoders.logits(fitted, TEXTS, batch_size=5)
+    assert np.allclose(forward[::-1], encoders.logits(fitted, TEXTS[::-1]), atol=1e-4)
+
+
+def test_saved_and_loaded_is_the_same(path, tmp_path):
+    fitted = encoders.fit(path, TEXTS, COUNTS.argmax(1), pairs=TEXTS[::-1], epochs=1, seed=0)
+    encoders.save(fitted, tmp_path / "e")
+    assert not list((tmp_path / "e").glob("*.bin")), "no pickles"
+    again = encoders.load(tmp_path / "e")
+    before = encoders.logits(fitted, TEXTS, pairs=TEXTS[::-1])
+    assert np.allclose(before, encoders.logits(again, TEXTS, pairs=TEXTS[::-1]))
+
+
+def test_the_same_seed_gives_the_same_encoder(path):
+    found = [
+        encoders.logits(encoders.fit(path, TEXTS, COUNTS, loss="soft", epochs=1, seed=s), TEXTS)
+        for s in (1, 1, 2)
+    ]
+    assert (found[0] == found[1]).all()
+    assert (found[0] != found[2]).any()
+
+
+def test_embeddings_have_unit_length(path):
+    found = encoders.embed(path, TEXTS[:5])
+    assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(5))
+
+
+def test_targets_of_another_length_are_refused(path):
+    for texts, targets in ((TEXTS, [0, 1]), ([], [])):
+        with pytest.raises(ValueError, match="targets"):
+            encoders.fit(path, texts, targets)
