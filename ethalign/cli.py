@@ -12,7 +12,7 @@ from ethalign import __version__, config
 from ethalign.config import UserError
 
 app = typer.Typer(
-    help="Reproducible companion to three papers on aligning language models with human judgement.",
+    help="Reproducible companion to three papers on language-model alignment.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -24,7 +24,7 @@ Study = Annotated[str, typer.Argument(help="reasons")]
 Scale = Annotated[str, typer.Option(help="smoke, tiny, small, paper or paper-mistral")]
 Seeds = Annotated[list[int], typer.Option("--seed", help="repeat for several")]
 Settings = Annotated[
-    Optional[list[str]],  # noqa: UP007, UP045 - typer reads the annotation at run time
+    Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time
     typer.Option("--set", help="key=value, repeated or several in a row"),
 ]
 Runs = Annotated[str, typer.Option(help="folder for runs")]
@@ -102,9 +102,7 @@ def models() -> None:
     from ethalign import models as known
 
     for name, spec in known.PACKAGED.items():
-        typer.echo(
-            f"{name:24} {spec.licence:11} {spec.about} {spec.wheel and f'({spec.wheel})'}"
-        )
+        typer.echo(f"{name:24} {spec.licence:11} {spec.about} {spec.wheel and f'({spec.wheel})'}")
 
 
 @app.command()
@@ -149,7 +147,7 @@ def _table(table: Any) -> str:
         f"{'paper':28} {'data':6} {'metric':13} {'paper':>7} {'ours':>7}  95 % interval    verdict"
     ]
     for row in table.itertuples():
-        ours = "      –" if row.value != row.value else f"{100 * row.value:7.1f}"
+        ours = "      -" if row.value != row.value else f"{100 * row.value:7.1f}"
         span = "" if row.value != row.value else f"{100 * row.low:5.1f} to {100 * row.high:5.1f}"
         lines.append(
             f"{row.row:28} {row.dataset:6} {row.metric:13} {100 * row.value_reported:7.1f} {ours}"
@@ -225,9 +223,7 @@ def rate_export(
 @rate.command("import")
 def rate_import(
     files: Annotated[list[Path], typer.Argument(help="the raters' CSV files")],
-    key: Annotated[Path, typer.Option(help="the key file of the export")] = Path(
-        "rating-key.csv"
-    ),
+    key: Annotated[Path, typer.Option(help="the key file of the export")] = Path("rating-key.csv"),
 ) -> None:
     """Misalignment rate and agreement from filled-in rating files.
 
@@ -260,9 +256,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True)
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Reproducible companion to three papers on aligning language models with human judgement."""
 

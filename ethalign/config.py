@@ -68,9 +68,7 @@ class Model(Section):
     id: str = Field("smollm2-135m-instruct", description="packaged name, org/name, or a folder")
     revision: str | None = Field(None, description="commit of a Hub model; recorded if left out")
     sha256: str | None = Field(None, description="expected SHA-256 over the weight files")
-    tokenizer: str | None = Field(
-        None, description="tokenizer of another model (Hub id or path)"
-    )
+    tokenizer: str | None = Field(None, description="tokenizer of another model (Hub id or path)")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["none", "nf4"] = Field("none", description="nf4 = QLoRA's 4 bits")
@@ -121,9 +119,7 @@ class Evaluation(Section):
     max_new_tokens: int = Field(64, ge=1, description="for a reason")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     generate: bool = Field(True, description="false: log-probabilities only")
-    limit_generate: int | None = Field(
-        None, ge=0, description="write answers for this many items"
-    )
+    limit_generate: int | None = Field(None, ge=0, description="write answers for this many items")
     bootstrap: int = Field(1000, ge=10, description="draws for intervals")
 
 
@@ -153,7 +149,7 @@ class Run(Section):
     baselines: Baselines = Baselines()
 
     def hash(self, *keys: str) -> str:
-        """First 16 hex digits of the SHA-256 over the named blocks or dotted keys (default all)."""
+        """First 16 hex digits of SHA-256 over the named blocks or dotted keys (default all)."""
         dump = self.model_dump(mode="json")
         kept = {key: functools.reduce(lambda d, k: d[k], key.split("."), dump) for key in keys}
         return hashlib.sha256(json.dumps(kept or dump, sort_keys=True).encode()).hexdigest()[:16]
@@ -245,7 +241,7 @@ def overlay(base: Json, top: Mapping[str, Any]) -> Json:
     for key, value in top.items():
         below = merged.get(key)
         both = isinstance(below, dict) and isinstance(value, Mapping)
-        merged[key] = overlay(below, value) if both else value
+        merged[key] = overlay(below or {}, value) if both else value
     return merged
 
 

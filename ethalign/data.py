@@ -253,10 +253,12 @@ def _own(path: Path, columns: Columns, labels: Mapping[str, str]) -> pd.DataFram
         raise UserError(f"{path} is missing; data.train and data.test take the path of a CSV.")
     names = {"statement": columns.statement, "label": columns.label}
     frame = read_csv(path, list(names.values()), blank_ok=[columns.reason])
-    table = {"id": [f"{path.stem}-{i}" for i in range(len(frame))]}
-    table["statement"] = frame[names["statement"]]
-    table["label"] = _labels(frame[names["label"]], labels, path)
-    table["reason"] = frame[columns.reason] if columns.reason in frame else ""
+    table = {
+        "id": [f"{path.stem}-{i}" for i in range(len(frame))],
+        "statement": frame[names["statement"]],
+        "label": _labels(frame[names["label"]], labels, path),
+        "reason": frame.get(columns.reason, ""),
+    }
     return _stamp(pd.DataFrame(table), "own", path)
 
 

@@ -130,9 +130,7 @@ def embed(path: Path, texts: Sequence[str], *, batch_size: int = 64) -> NDArray[
     from transformers import AutoModel
 
     tokenizer = _tokenizer(path)
-    model: Any = AutoModel.from_pretrained(
-        path, dtype=torch.float32, local_files_only=True
-    ).eval()
+    model: Any = AutoModel.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
     out = np.zeros((len(texts), model.config.hidden_size))
     with torch.inference_mode():
         for start in range(0, len(texts), batch_size):
@@ -155,9 +153,7 @@ def load(folder: Path) -> Encoder:
     """Read what ``save`` wrote."""
     from transformers import AutoModelForSequenceClassification
 
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        folder, local_files_only=True
-    )
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
     return Encoder(model.eval(), _tokenizer(folder))
 
 

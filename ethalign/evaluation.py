@@ -88,9 +88,7 @@ def audit_rows(run: Run, dataset: str) -> Rows:
     the file has them.
     """
     whole = {"limit_train": None, "limit_test": None, "shuffle_labels": False}
-    named = run.model_copy(
-        update={"variant": "audit", "data": run.data.model_copy(update=whole)}
-    )
+    named = run.model_copy(update={"variant": "audit", "data": run.data.model_copy(update=whole)})
     train, tests, _ = data.splits(named)
     overlap = audit.overlap(train, tests[dataset])
     counts = {
@@ -153,9 +151,7 @@ def _written(run: Run, test: pd.DataFrame) -> set[str]:
     return set(test["id"].sample(min(limit, len(test)), random_state=run.seed))
 
 
-def _answer(
-    run: Run, loaded: Loaded, dataset: str, part: pd.DataFrame, written: set[str]
-) -> Rows:
+def _answer(run: Run, loaded: Loaded, dataset: str, part: pd.DataFrame, written: set[str]) -> Rows:
     rows = [
         {"id": i, "dataset": dataset, "stratum": stratum, "gold": gold}
         for i, stratum, gold in zip(part["id"], part["stratum"], part["label"], strict=True)
@@ -214,9 +210,7 @@ def _add_reasons(
             rows[k]["reason"] = reasons.reason_of(rows[k]["generated"])
     elif run.prompt.target == "reason-label":
         for k in chosen:
-            rows[k]["reason"] = (
-                rows[k]["generated"].split(prompts.closing(run.prompt))[0].strip()
-            )
+            rows[k]["reason"] = rows[k]["generated"].split(prompts.closing(run.prompt))[0].strip()
     else:
         texts = part["statement"].tolist()
         openings = [
@@ -306,7 +300,8 @@ def judge(
     given = asked["reason"].to_numpy()
     empty = np.array([not text.strip() for text in given], dtype=bool)
     stance = reasons.fit_stance(train["reason"].tolist(), train["label"].tolist(), seed=run.seed)
-    argues = np.where(empty, None, reasons.stance(stance, list(given)))
+    argues = reasons.stance(stance, list(given)).astype(object)
+    argues[empty] = None
     table["argues_for"] = argues
     table["stance_misaligned"] = argues != asked["gold"].to_numpy()
     statements = texts["statement"].reindex(asked["id"]).tolist()

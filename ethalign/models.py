@@ -96,7 +96,7 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
         folder, dtype=getattr(torch, dtype), use_safetensors=True, **spare
     )
     if settings.quantization == "none":
-        model.to(device)
+        torch.nn.Module.to(model, device)
     where = folder
     if settings.tokenizer:
         other = settings.model_copy(
@@ -142,9 +142,7 @@ def choose_dtype(wanted: str, device: str) -> tuple[str, str]:
     if device == "cuda":
         fits = torch.cuda.is_bf16_supported()
     else:
-        fits = (
-            device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512" and _bf16()
-        )
+        fits = device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512" and _bf16()
     if fits:
         return "bfloat16", "dtype bfloat16: this hardware multiplies it natively"
     return "float32", "dtype float32: no native bfloat16 here"
@@ -243,9 +241,7 @@ def weights_sha256(folder: Path) -> str:
         raise UserError(f"{folder} holds no *.safetensors; pickled weights are not loaded.")
     stamp = ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
     note = (
-        data.cache()
-        / "hashes"
-        / hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
+        data.cache() / "hashes" / hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
     )
     if note.is_file():
         return note.read_text()
@@ -313,7 +309,7 @@ def _dequantise(gguf: Path, target: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     # transformers refuses to save what it believes is still quantised.
     del model.config.quantization_config
-    model.hf_quantizer = None
+    setattr(model, "hf_quantizer", None)  # noqa: B010
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(**where).save_pretrained(target)
 

@@ -191,7 +191,8 @@ def _snakemake(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )
     watcher = _Watcher(progress)
-    mistakes, executed, tail = [], 0, []
+    mistakes: list[str] = []
+    executed, tail = 0, list[str]()
     try:
         for line in child.stdout or ():
             line = line.rstrip()

@@ -11,10 +11,19 @@ import pandas as pd
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-ORDER = (
-    "majority logistic-regression svm random-forest gradient-boosting encoder "
-    "pretrained shuffled L LR R-then-L"
-).split()
+ORDER = [
+    "majority",
+    "logistic-regression",
+    "svm",
+    "random-forest",
+    "gradient-boosting",
+    "encoder",
+    "pretrained",
+    "shuffled",
+    "L",
+    "LR",
+    "R-then-L",
+]
 LABEL_COLOURS = {"ethical": "#0072B2", "unethical": "#D55E00"}
 
 
@@ -35,7 +44,7 @@ def lengths(table: pd.DataFrame) -> Axes:
     import seaborn as sns
 
     _, axes = plt.subplots(figsize=(7, 3))
-    words = table.assign(words=table["statement"].str.split().str.len())
+    words = table.assign(words=[len(text.split()) for text in table["statement"]])
     sns.histplot(
         words,
         x="words",
@@ -141,9 +150,7 @@ def _offset(k: int, groups: int) -> float:
     return (k - (groups - 1) / 2) * 0.22
 
 
-def show(
-    rows: pd.DataFrame, index: Sequence[str], columns: str, digits: int = 1
-) -> pd.DataFrame:
+def show(rows: pd.DataFrame, index: Sequence[str], columns: str, digits: int = 1) -> pd.DataFrame:
     """Metrics rows as a table of ``value [low, high]`` in per cent, for a page.
 
     Args:

@@ -39,8 +39,7 @@ def publish(study: str, variant: str, scale: str, seed: int, runs: str | Path = 
             records.write(target / name, _content(where / name))
     for name in ("predictions.jsonl", "judgements.jsonl"):
         rows = [
-            {k: v for k, v in r.items() if k not in TEXTS}
-            for r in records.read_rows(where / name)
+            {k: v for k, v in r.items() if k not in TEXTS} for r in records.read_rows(where / name)
         ]
         if rows:
             records.write(target / name, "".join(json.dumps(r) + "\n" for r in rows))
@@ -49,8 +48,9 @@ def publish(study: str, variant: str, scale: str, seed: int, runs: str | Path = 
 
 def _content(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
-    kinds = {".json": json.loads, ".yaml": yaml.safe_load}
-    return kinds.get(path.suffix, str)(text)
+    if path.suffix == ".json":
+        return json.loads(text)
+    return yaml.safe_load(text) if path.suffix == ".yaml" else text
 
 
 def verify() -> list[tuple[str, str]]:
@@ -89,11 +89,11 @@ def _metric_problems(folder: Path) -> Iterator[str]:
         return
     table = records.metrics([folder / "metrics.json"])
     kept = table[(table["metric"] == "accuracy") & (table["stratum"] == "all")]
-    for row in kept.itertuples():
-        part = predictions[predictions["dataset"] == row.dataset]
+    for row in kept.to_dict("records"):
+        part = predictions[predictions["dataset"] == row["dataset"]]
         found = (part["verdict"] == part["gold"]).mean()
-        if abs(found - row.value) > 1e-6 or len(part) != row.n:
-            yield f"accuracy on {row.dataset} does not follow from its predictions"
+        if abs(found - row["value"]) > 1e-6 or len(part) != row["n"]:
+            yield f"accuracy on {row['dataset']} does not follow from its predictions"
 
 
 def build(scale: str = "tiny", runs: str | Path = "runs") -> Path:
@@ -150,9 +150,7 @@ def collect(scale: str, runs: Path) -> None:
 def _inputs() -> str:
     from ethalign.data import sha256
 
-    files = [
-        p for p in (ROOT / "book").rglob("*") if p.is_file() and "__pycache__" not in p.parts
-    ]
+    files = [p for p in (ROOT / "book").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files += [ROOT / "_config.yml", *(ROOT / "ethalign").glob("*.py")]
     return "\n".join(f"{p.relative_to(ROOT)} {sha256(p)}" for p in sorted(files)) + "\n"
 
@@ -173,7 +171,7 @@ def examine() -> Iterator[str]:
     from ethalign import data, models
 
     device, why = models.choose_device("auto")
-    dtype, because = models.choose_dtype("auto", device)
+    _, because = models.choose_dtype("auto", device)
     yield f"processor: {os.cpu_count()} cores; {why}; {because}"
     yield f"device: {models.device_name(device)}"
     free = shutil.disk_usage(ROOT).free / 1e9
@@ -185,7 +183,8 @@ def examine() -> Iterator[str]:
     have = all(data.present(name) for name in data.SOURCES)
     yield f"scale small: {'yes' if have else 'after `ethalign fetch` (needs the internet once)'}"
     fits = cuda and four and memory >= 20
-    yield f"scale paper: {'yes' if fits else 'no; it needs an NVIDIA GPU with 24 GB and bitsandbytes'}"
+    needs = "no; it needs an NVIDIA GPU with 24 GB and bitsandbytes"
+    yield f"scale paper: {'yes' if fits else needs}"
 
 
 def export_ratings(folder: Path, out: Path, key: Path, *, raters: int, seed: int) -> str:
@@ -194,9 +193,7 @@ def export_ratings(folder: Path, out: Path, key: Path, *, raters: int, seed: int
 
     tables = []
     for path in sorted(folder.glob("*/*/predictions.jsonl")):
-        run = config.Run.model_validate(
-            yaml.safe_load((path.parent / "config.yaml").read_text())
-        )
+        run = config.Run.model_validate(yaml.safe_load((path.parent / "config.yaml").read_text()))
         tables.append(_ratable(run, path))
     if not tables:
         raise UserError(f"{folder} holds no predictions; run the study first, then export.")

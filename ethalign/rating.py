@@ -28,7 +28,8 @@ class Ratings(NamedTuple):
 
     def __str__(self) -> str:
         lines = [
-            f"{name:12} misaligned {100 * r.value:5.1f} % [{100 * r.low:.1f}, {100 * r.high:.1f}] of {r.n}"
+            f"{name:12} misaligned {100 * r.value:5.1f} % "
+            f"[{100 * r.low:.1f}, {100 * r.high:.1f}] of {r.n}"
             for name, r in self.rates.items()
         ]
         kappa = "undefined" if self.kappa != self.kappa else f"{self.kappa:.3f}"
@@ -71,9 +72,7 @@ def rate_export(
 
 def inert(cell: str) -> str:
     """A cell that no spreadsheet takes for a formula (model text is not to be trusted)."""
-    return (
-        "'" + cell if cell.lstrip()[:1] in ("=", "+", "-", "@") or cell[:1] in "\t\r" else cell
-    )
+    return "'" + cell if cell.lstrip()[:1] in ("=", "+", "-", "@") or cell[:1] in "\t\r" else cell
 
 
 def rate_import(files: Sequence[Path], key: Path) -> Ratings:
@@ -113,9 +112,7 @@ def _sheet(path: Path, variants: pd.Series[str]) -> pd.Series[bool]:
     if found.isna().any():
         row = int(frame.index[found.isna()][0])
         value = frame["aligned"][row]
-        raise UserError(
-            f"{path}, row {row + 2}, column aligned: {value!r} is neither yes nor no."
-        )
+        raise UserError(f"{path}, row {row + 2}, column aligned: {value!r} is neither yes nor no.")
     codes = frame["code"]
     wrong = set(codes) ^ set(variants.index)
     if wrong or codes.duplicated().any():

@@ -20,7 +20,8 @@ Label = Literal["ethical", "unethical"]
 
 _NOT = r"(?:\bnot\b|n't\b|\bnever\b|\bnon\b|\bhardly\b|\bneither\b|\bnor\b|\bno\b)"
 # A word that turns the label around may stand a few small words before it.
-_GAP = r"(?:[\s\-]+(?:at|all|really|very|entirely|completely|considered|be|an?|the|in|any|way)){0,3}[\s\-]+"
+_SMALL = "at|all|really|very|entirely|completely|considered|be|an?|the|in|any|way"
+_GAP = rf"(?:[\s\-]+(?:{_SMALL})){{0,3}}[\s\-]+"
 _LABEL = re.compile(rf"(?:(?P<not>{_NOT}){_GAP})?\b(?P<un>un)?ethical\b", re.IGNORECASE)
 _QUESTION = re.compile(
     r"\bethical\W+or\W+(?:un|not\W+)ethical\b|\bunethical\W+or\W+ethical\b", re.I
@@ -83,9 +84,7 @@ def fit_stance(reasons: Sequence[str], labels: Sequence[str], *, seed: int) -> A
 
     known = [(r, y) for r, y in zip(reasons, labels, strict=True) if r.strip()]
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    model = make_pipeline(
-        vectorizer, LogisticRegression(C=10.0, max_iter=1000, random_state=seed)
-    )
+    model = make_pipeline(vectorizer, LogisticRegression(C=10.0, max_iter=1000, random_state=seed))
     return model.fit(*zip(*known, strict=True))
 
 
@@ -158,7 +157,7 @@ def _most_similar_other(table: pd.DataFrame) -> NDArray[np.int64]:
 
 def similarity(reasons: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
     """chrF of each reason with its human reason (Popović 2015), 0 to 1, shape (n,)."""
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
 
     score = CHRF()
     pairs = zip(reasons, references, strict=True)

@@ -65,9 +65,7 @@ def write(path: Path, content: Any) -> None:
 def disk_error(error: OSError, path: Path) -> UserError:
     """An operating-system error on ``path`` as a sentence with the way out."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    way = (
-        "free some space and run again; it resumes" if full else "check the folder's permissions"
-    )
+    way = "free some space and run again; it resumes" if full else "check the folder's permissions"
     return UserError(f"{path} could not be written ({error.strerror}): {way}.")
 
 
@@ -183,9 +181,7 @@ def _version(name: str) -> str:
 def commit() -> str:
     """The git commit of the checkout, with ``+`` behind it if package or notebooks differ."""
     git = ["git", "-C", str(ROOT)]
-    head = subprocess.run(
-        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode:
         return "unknown"
     paths = ["ethalign", "notebooks", "configs"]

@@ -161,6 +161,7 @@ class Head:
         self.scale /= getattr(inner.config, "logits_scaling", None) or 1.0
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        """Logits in float32, shape (..., vocabulary), of final hidden states (..., width)."""
         import torch
 
         logits = torch.nn.functional.linear(hidden.float(), self.weight, self.bias) * self.scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -33,9 +34,9 @@ def leak(reference: pd.DataFrame) -> pd.DataFrame:
         "same_reason_as_published": "… with the same reason, byte for byte",
     }
     counts = {
-        names[row.metric]: [round(row.value * row.n), row.n, f"{row.value:.1%}"]
-        for row in rows.itertuples()
-        if row.metric in names
+        names[row["metric"]]: [round(row["value"] * row["n"]), row["n"], f"{row['value']:.1%}"]
+        for row in rows.to_dict("records")
+        if row["metric"] in names
     }
     return pd.DataFrame(counts, index=["rows", "of", "share"]).T
 
@@ -52,19 +53,19 @@ def comparison(study: str, reference: pd.DataFrame) -> pd.DataFrame:
             "data": table["dataset"],
             "metric": table["metric"],
             "reported": (100 * table["value_reported"]).map("{:.1f}".format),
-            "ours": [_cell(row) for row in table.itertuples()],
+            "ours": [_cell(row) for row in table.to_dict("records")],
         }
     )
     for stratum in ("clean", "contaminated"):
         part = records.compare(study, first, stratum)
         if part["value"].notna().any():
-            shown[f"ours, {stratum}"] = [_cell(row) for row in part.itertuples()]
+            shown[f"ours, {stratum}"] = [_cell(row) for row in part.to_dict("records")]
     shown["verdict"] = table["verdict"]
     return shown.set_index("paper")
 
 
-def _cell(row: object) -> str:
-    value, low, high = (getattr(row, key) for key in ("value", "low", "high"))
+def _cell(row: dict[Any, Any]) -> str:
+    value, low, high = (row[key] for key in ("value", "low", "high"))
     if value != value:
         return ""
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -74,7 +75,8 @@ def claims(homes: dict[str, Path], seed: int = 0) -> pd.DataFrame:
     """Each claim of the paper tested item by item, on every data set and stratum.
 
     Args:
-        homes: name to a study's folder of runs (``runs/<scale>/reasons``, ``results/reasons/small``).
+        homes: name to a study's folder of runs (``runs/tiny/reasons``,
+            ``results/reasons/small``).
         seed: which seed's predictions.
 
     Returns:

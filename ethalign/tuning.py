@@ -86,9 +86,7 @@ def fit(
 
     rows = examples if callable(examples) else (lambda epoch: examples)
     if not rows(0):
-        raise UserError(
-            "there is not one row to train on; check data.train and data.limit_train."
-        )
+        raise UserError("there is not one row to train on; check data.train and data.limit_train.")
     torch.manual_seed(seed)  # before the adapter exists: its weights are drawn on creation
     model = adapt(loaded, settings)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -232,10 +230,13 @@ class _Plan:
         seed: int,
     ) -> None:
         self.settings, self.seed = settings, seed
-        self._encode = lambda epoch: [encode(tokenizer, e, settings) for e in rows(epoch)]
+        self._tokenizer, self._rows = tokenizer, rows
         first = self._encode(0)
         self.truncated = sum(len(row.ids) == settings.max_length for row in first)
         self.updates = len(self._epoch(0, first)) * settings.epochs
+
+    def _encode(self, epoch: int) -> list[Encoded]:
+        return [encode(self._tokenizer, row, self.settings) for row in self._rows(epoch)]
 
     def _epoch(self, epoch: int, rows: list[Encoded]) -> list[list[list[Encoded]]]:
         rows = pack(rows, self.settings.max_length) if self.settings.packing else rows
@@ -272,9 +273,7 @@ def _update(
     for number, batch in enumerate(micro, 1):
         last = number == len(micro)
         with contextlib.nullcontext() if last else accelerator.no_sync(model), _cast(loaded):
-            loss = (
-                batch_loss(model, batch, loaded.tokenizer.pad_token_id, loaded.device) / weight
-            )
+            loss = batch_loss(model, batch, loaded.tokenizer.pad_token_id, loaded.device) / weight
         accelerator.backward(loss)
         total += float(loss.detach())
     torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
@@ -312,9 +311,7 @@ def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> Te
 
     ids = padded([row.ids for row in rows], pad)
     mask = padded([[1] * len(row.ids) for row in rows], 0)
-    labels = padded([[IGNORED, *row.labels[1:]] for row in rows], IGNORED)[
-        :, length - keep + 1 :
-    ]
+    labels = padded([[IGNORED, *row.labels[1:]] for row in rows], IGNORED)[:, length - keep + 1 :]
     output = model(
         input_ids=ids,
         attention_mask=mask,
@@ -370,9 +367,7 @@ def _save(folder: Path, model: Any, optimizer: Any, schedule: Any, step: int) ->
     from safetensors.torch import save_file
 
     state = optimizer.state_dict()["state"]
-    tensors = {
-        f"adapter/{k}": v.contiguous() for k, v in get_peft_model_state_dict(model).items()
-    }
+    tensors = {f"adapter/{k}": v.contiguous() for k, v in get_peft_model_state_dict(model).items()}
     for number, values in state.items():
         for name, value in values.items():
             tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value).contiguous()

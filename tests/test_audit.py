@@ -54,7 +54,8 @@ def test_flips_against_the_source(mirror):
 
 @pytest.mark.parametrize(
     ("name", "everything", "contaminated", "clean"),
-    [("majority", 59.6, 51.3, 64.6), ("svm", 69.2, 72.0, 67.5), ("logistic-regression", 67.8, 74.6, 63.7),
+    [("majority", 59.6, 51.3, 64.6), ("svm", 69.2, 72.0, 67.5), 
+     ("logistic-regression", 67.8, 74.6, 63.7),
      ("random-forest", 76.0, 99.5, 61.7), ("gradient-boosting", 61.6, 58.2, 63.7)],
 )  # fmt: skip
 def test_baselines_on_real_dfar(mirror, name, everything, contaminated, clean):
@@ -64,9 +65,7 @@ def test_baselines_on_real_dfar(mirror, name, everything, contaminated, clean):
     """
     train, test = data.load("dfar", "train"), data.load("dfar", "test")
     mask = audit.overlap(train, test).clean
-    found = baselines.predict(
-        name, train["statement"], train["label"], test["statement"], seed=0
-    )
+    found = baselines.predict(name, train["statement"], train["label"], test["statement"], seed=0)
     gold = test["label"].to_numpy()
     exact = name in ("majority", "svm", "logistic-regression")
     for part, expected in ((mask | True, everything), (~mask, contaminated), (mask, clean)):
@@ -76,7 +75,7 @@ def test_baselines_on_real_dfar(mirror, name, everything, contaminated, clean):
 
 @pytest.mark.parametrize(("name", "reported"), [("logistic-regression", 66.9), ("svm", 66.4)])
 def test_baselines_on_real_ethos(mirror, name, reported):
-    """The ETHOS authors' ten folds; without their grid search two to four points are lost or won."""
+    """The ETHOS authors' ten folds; without their grid search two to four points change."""
     ethos = data.load("ethos")
     found = baselines.cross_validate(name, ethos["statement"], ethos["label"], folds=10, seed=0)
     value = 100 * metrics.accuracy(found, ethos["label"].to_numpy()).value

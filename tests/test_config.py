@@ -48,9 +48,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(arguments, hint):
 
 def test_overrides_win_over_scale_and_scale_over_variant():
     assert config.load("reasons", "L", "smoke").tuning.epochs == 1
-    assert (
-        config.load("reasons", "L", "smoke", overrides={"tuning.epochs": 3}).tuning.epochs == 3
-    )
+    assert config.load("reasons", "L", "smoke", overrides={"tuning.epochs": 3}).tuning.epochs == 3
 
 
 def test_own_label_values_come_on_top_of_the_default_ones():
@@ -97,9 +95,7 @@ def test_a_stage_depends_on_its_own_parameters_only():
 
 def test_a_resolved_run_survives_yaml():
     run = config.load("reasons", "LR", "paper")
-    again = config.Run.model_validate(
-        yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json")))
-    )
+    again = config.Run.model_validate(yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json"))))
     assert again == run
 
 

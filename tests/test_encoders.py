@@ -26,9 +26,7 @@ def test_losses_by_hand():
     """papers.md 4.3 at z = (0, ln 3), n = (1, 3)."""
     z, n = torch.tensor([[0.0, np.log(3)]]), torch.tensor([[1.0, 3.0]])
     p = np.array([0.25, 0.75])
-    assert float(encoders.batch_loss(z, torch.tensor([1]), "hard")) == pytest.approx(
-        -np.log(p[1])
-    )
+    assert float(encoders.batch_loss(z, torch.tensor([1]), "hard")) == pytest.approx(-np.log(p[1]))
     soft = -(0.25 * np.log(p[0]) + 0.75 * np.log(p[1]))
     assert float(encoders.batch_loss(z, n, "soft")) == pytest.approx(soft)
     assert float(encoders.batch_loss(z, n, "counts")) == pytest.approx(4 * soft)

@@ -42,16 +42,14 @@ def test_no_prediction_is_wrong():
 
 
 def test_lengths_must_match():
-    with pytest.raises(ValueError, match="longer|shorter"):
+    with pytest.raises(ValueError, match=r"longer|shorter"):
         metrics.accuracy(["a"], ["a", "b"])
 
 
 @given(LABELS, st.data())
 def test_macro_f1_is_sklearns(gold, drawn):
     predicted = drawn.draw(
-        st.lists(
-            st.sampled_from(["ethical", "unethical"]), min_size=len(gold), max_size=len(gold)
-        )
+        st.lists(st.sampled_from(["ethical", "unethical"]), min_size=len(gold), max_size=len(gold))
     )
     expected = f1_score(
         gold, predicted, labels=sorted(set(gold)), average="macro", zero_division=0

@@ -239,7 +239,8 @@ def notebook(tmp_path):
 
     def write(code):
         cells = [
-            {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "source": "x: int = 1",
+            {"cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]},
+             "source": "x: int = 1",
              "outputs": [], "execution_count": None},
             {"cell_type": "markdown", "id": "b", "metadata": {}, "source": "Old words."},
             {"cell_type": "code", "id": "c", "metadata": {}, "source": code, "outputs": [],
@@ -272,7 +273,7 @@ def test_a_failed_notebook_is_kept_and_named(notebook, tmp_path):
 
 def test_a_mistake_inside_a_notebook_stays_one_sentence(notebook, tmp_path):
     code = "from ethalign.config import UserError\nraise UserError('say it again')"
-    with pytest.raises(UserError, match="^say it again$"):
+    with pytest.raises(UserError, match=r"^say it again$"):
         pipeline.execute(notebook(code), tmp_path / "out.ipynb", {})
 
 

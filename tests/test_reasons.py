@@ -53,9 +53,7 @@ def test_any_text_has_a_verdict_or_none(text):
     assert reasons.parse_label(text) in (E, U, None)
 
 
-@given(
-    st.sampled_from([E, U]), st.sampled_from(["", "  ", "\n", "Answer: ", "The statement is "])
-)
+@given(st.sampled_from([E, U]), st.sampled_from(["", "  ", "\n", "Answer: ", "The statement is "]))
 def test_every_trained_target_is_read_back(label, before):
     assert reasons.parse_label(before + label) == label
     assert reasons.parse_label(f"{before}{label}. Because others are hurt by it.") == label
@@ -88,9 +86,7 @@ def test_judge_pairs_never_call_a_statements_own_reason_wrong():
     label = dict(zip(table["statement"], table["label"], strict=True))
     by = dict(zip(table["reason"], table["label"], strict=True))
     kinds = pairs.groupby("kind")
-    assert all(
-        by[r.reason] != label[r.statement] for r in kinds.get_group("flipped").itertuples()
-    )
+    assert all(by[r.reason] != label[r.statement] for r in kinds.get_group("flipped").itertuples())
     assert all(
         by[r.reason] == label[r.statement] for r in kinds.get_group("mismatched").itertuples()
     )
@@ -178,9 +174,7 @@ def fill(folder, answers):
 
 
 def test_sheets_are_blind_and_harmless(tmp_path):
-    rating.rate_export(
-        PREDICTIONS, tmp_path / "sheet.csv", tmp_path / "key.csv", raters=2, seed=0
-    )
+    rating.rate_export(PREDICTIONS, tmp_path / "sheet.csv", tmp_path / "key.csv", raters=2, seed=0)
     sheets = [pd.read_csv(tmp_path / f"sheet-{n}.csv", dtype=str) for n in (1, 2)]
     for sheet in sheets:
         assert list(sheet.columns) == ["code", "statement", "answer", "aligned"]
@@ -189,9 +183,7 @@ def test_sheets_are_blind_and_harmless(tmp_path):
 
 
 def test_ratings_come_back_as_rates_by_variant(tmp_path):
-    rating.rate_export(
-        PREDICTIONS, tmp_path / "sheet.csv", tmp_path / "key.csv", raters=3, seed=0
-    )
+    rating.rate_export(PREDICTIONS, tmp_path / "sheet.csv", tmp_path / "key.csv", raters=3, seed=0)
     files = fill(tmp_path, [lambda v: "yes" if v == "LR" else "no"] * 2 + [lambda v: "no"])
     found = rating.rate_import(files, tmp_path / "key.csv")
     assert found.rates["LR"].value == 0
@@ -201,9 +193,7 @@ def test_ratings_come_back_as_rates_by_variant(tmp_path):
 
 
 def test_a_cell_that_is_no_rating_is_named(tmp_path):
-    rating.rate_export(
-        PREDICTIONS, tmp_path / "sheet.csv", tmp_path / "key.csv", raters=2, seed=0
-    )
+    rating.rate_export(PREDICTIONS, tmp_path / "sheet.csv", tmp_path / "key.csv", raters=2, seed=0)
     files = fill(tmp_path, [lambda v: "perhaps", lambda v: "yes"])
     with pytest.raises(UserError, match=r"row 2, column aligned: 'perhaps'"):
         rating.rate_import(files, tmp_path / "key.csv")

@@ -30,7 +30,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_nan_never_reaches_a_json_file(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant|Out of range"):
+    with pytest.raises(ValueError, match=r"not JSON compliant|Out of range"):
         records.write(tmp_path / "x.json", [math.nan])
     row = records.row(RUN, "dfar", "all", "accuracy", metrics.share(0, 0), "share")
     assert row["value"] is None

@@ -126,7 +126,8 @@ TRAIN = """
 import sys, time
 from pathlib import Path
 from ethalign import config, models, records, tuning
-rows = [tuning.Example(f"Statement {i}.\\nAnswer:", [" ethical", " unethical"][i % 2]) for i in range(24)]
+labels = [" ethical", " unethical"]
+rows = [tuning.Example(f"Statement {i}.\\nAnswer:", labels[i % 2]) for i in range(24)]
 loaded = models.load(config.Model(id="random-tiny", device="cpu", dtype="float32"))
 keep = records.append_rows
 def slow(path, rows):
@@ -192,9 +193,7 @@ def test_an_adapter_merged_for_evaluation_gives_the_tuned_answers(fresh_tiny, tm
 
     tuning.fit(fresh_tiny, ROWS, settings(), tmp_path, seed=0)
     asked, choices = [r.prompt for r in ROWS[:6]], [" ethical", " unethical"]
-    before = scoring.choice_logprobs(
-        fresh_tiny.model.eval(), fresh_tiny.tokenizer, asked, choices
-    )
+    before = scoring.choice_logprobs(fresh_tiny.model.eval(), fresh_tiny.tokenizer, asked, choices)
     model = config.Model(id="random-tiny", device="cpu", dtype="float32")
     merged = tuning.with_adapter(model, tmp_path / "adapter")
     after = scoring.choice_logprobs(merged.model, merged.tokenizer, asked, choices)

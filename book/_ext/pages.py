@@ -12,9 +12,7 @@ import re
 
 from sphinx.application import Sphinx
 
-EXERCISE = re.compile(
-    r"^(`{3,})\{(?:exercise|solution)\}.*?^\1[ ]*$\n?", re.MULTILINE | re.DOTALL
-)
+EXERCISE = re.compile(r"^(`{3,})\{(?:exercise|solution)\}.*?^\1[ ]*$\n?", re.MULTILINE | re.DOTALL)
 
 
 def tell_apart(app: Sphinx, page: str, source: list[str]) -> None:
