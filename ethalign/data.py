@@ -248,6 +248,11 @@ def _justice(split: str, source: str, repair: bool) -> pd.DataFrame:
     return _stamp(pd.DataFrame(table), "justice", path)
 
 
+def justice() -> pd.DataFrame:
+    """All of ETHICS justice (train and test), the source of many statements of DFAR."""
+    return pd.concat([load("justice", split) for split in ("train", "test")], ignore_index=True)
+
+
 def _own(path: Path, columns: Columns, labels: Mapping[str, str]) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path} is missing; data.train and data.test take the path of a CSV.")

@@ -85,7 +85,8 @@ def audit_rows(run: Run, dataset: str) -> Rows:
     """The overlap of training and test file, whole, as rows of metrics (variant ``audit``).
 
     Reasons are compared twice: as the run reads them and, where their encoding was repaired, as
-    the file has them.
+    the file has them. DFAR's statements are also looked up in ETHICS justice, where many of them
+    come from: ``label_flips`` is the share of those found whose label is the opposite there.
     """
     whole = {"limit_train": None, "limit_test": None, "shuffle_labels": False}
     named = run.model_copy(update={"variant": "audit", "data": run.data.model_copy(update=whole)})
@@ -96,6 +97,9 @@ def audit_rows(run: Run, dataset: str) -> Rows:
         "same_label": (overlap.same_label, overlap.shared),
         "same_reason": (overlap.same_reason, overlap.shared),
     }
+    if dataset == "dfar":
+        flips = audit.label_flips(pd.concat([train, tests[dataset]]), data.justice())
+        counts["label_flips"] = (int(flips["flipped"].sum()), len(flips))
     if dataset == "dfar" and run.data.repair_encoding:
         raw = audit.overlap(data.load("dfar", "train"), data.load("dfar", "test"))
         counts["same_reason_as_published"] = (raw.same_reason, raw.shared)
@@ -104,6 +108,12 @@ def audit_rows(run: Run, dataset: str) -> Rows:
         for name, pair in counts.items()
         if pair[1]
     ]
+
+
+def judge_rows(run: Run, dataset: str, found: dict[str, metrics.Estimate]) -> Rows:
+    """How well the judges of reasons do on held-out human ones, as rows (variant ``judge``)."""
+    named = run.model_copy(update={"variant": "judge"})
+    return [records.row(named, dataset, "all", key, v, "share") for key, v in found.items()]
 
 
 def predict(
@@ -276,6 +286,7 @@ def judge(
     tests: dict[str, pd.DataFrame],
     train: pd.DataFrame,
     encoder: Any,
+    embedder: Path,
 ) -> pd.DataFrame:
     """Judge every written reason, by proxies that are not people.
 
@@ -285,11 +296,13 @@ def judge(
         tests: the tables that were predicted.
         train: training rows with human reasons; the stance judge learns from them.
         encoder: the learned judge (``encoders.load``), trained on (statement, reason) pairs.
+        embedder: folder of the sentence encoder that ``cosine`` is measured with.
 
     Returns:
         A row per reason: ``id, dataset, argues_for`` (label, or null for an empty reason),
-        ``stance_misaligned`` (does not argue for the gold label), ``judge_misaligned``, ``chrf``
-        (0 to 1, null where there is no human reason to compare with).
+        ``stance_misaligned`` (does not argue for the gold label), ``judge_misaligned``, and how
+        near it is to the human reason: ``chrf`` (0 to 1) and ``cosine`` of sentence embeddings
+        (-1 to 1), null where there is none to compare with.
     """
     from ethalign import encoders
 
@@ -307,8 +320,11 @@ def judge(
     statements = texts["statement"].reindex(asked["id"]).tolist()
     logits = encoders.logits(encoder, statements, pairs=list(given))
     table["judge_misaligned"] = (logits.argmax(1) == 0) | empty
+    comparable = [bool(text) for text in human]
     scores = reasons.similarity(list(given), list(human))
-    table["chrf"] = np.where([bool(text) for text in human], scores, np.nan)
+    table["chrf"] = np.where(comparable, scores, np.nan)
+    near = encoders.embed(embedder, list(given)) * encoders.embed(embedder, list(human))
+    table["cosine"] = np.where(comparable, near.sum(1).round(6), np.nan)
     return table
 
 
@@ -352,7 +368,8 @@ def _judged(
         "misalignment_judge": metrics.share(flagged, len(group)),
         "misalignment_corrected": reasons.rogan_gladen(flagged, len(group), *q, **draws),
     }
-    chrf = group["chrf"].dropna().to_numpy(dtype=float)
-    if len(chrf):
-        values["chrf"] = metrics.bootstrap(np.mean, chrf, **draws)
+    for name in ("chrf", "cosine"):
+        scores = group[name].dropna().to_numpy(dtype=float)
+        if len(scores):
+            values[name] = metrics.bootstrap(np.mean, scores, **draws)
     return [records.row(run, dataset, stratum, name, v, "share") for name, v in values.items()]
