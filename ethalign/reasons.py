@@ -18,7 +18,7 @@ from ethalign import metrics
 
 Label = Literal["ethical", "unethical"]
 
-_NOT = r"(?:\bnot\b|n't\b|\bnever\b|\bnon\b|\bhardly\b|\bneither\b|\bnor\b|\bno\b)"
+_NOT = r"(?:\b(?:can)?not\b|n't\b|\bnever\b|\bnon\b|\bhardly\b|\bneither\b|\bnor\b|\bno\b)"
 # A word that turns the label around may stand a few small words before it.
 _SMALL = "at|all|really|very|entirely|completely|considered|be|an?|the|in|any|way"
 _GAP = rf"(?:[\s\-]+(?:{_SMALL})){{0,3}}[\s\-]+"

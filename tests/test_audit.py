@@ -83,5 +83,5 @@ def test_baselines_on_real_ethos(mirror, name, reported):
 
 
 def test_a_single_training_label_is_the_answer():
-    found = baselines.predict("svm", ["a b", "c d"], ["ethical"] * 2, ["e f"], seed=0)
+    found = baselines.predict("svm", ["one two", "three"], ["ethical"] * 2, ["four"], seed=0)
     assert found.tolist() == ["ethical"]
