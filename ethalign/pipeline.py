@@ -86,6 +86,12 @@ def file_hash(path: Path) -> str:
     return sha256(path)
 
 
+def results_hash(study: str) -> str:
+    """Hash of the committed reference metrics, which the page of results shows beside a run."""
+    paths = sorted((ROOT / "results" / study).rglob("*.json*"))
+    return records.fingerprint({str(p.relative_to(ROOT)): file_hash(p) for p in paths})
+
+
 def code_cells(notebook: Path) -> list[str]:
     """Source of every code cell, without magics."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from ethalign import config, pipeline, records
+from ethalign import config, pipeline, records, tables
 from ethalign.config import ROOT, UserError
 
 RESULTS = ROOT / "results"
@@ -106,7 +106,10 @@ def build(scale: str = "tiny", runs: str | Path = "runs") -> Path:
         RuntimeError: jupyter-book reported a warning or an error.
     """
     collect(scale, Path(runs))
-    records.write(ROOT / "book" / "_generated" / "parameters.md", parameter_table())
+    generated = ROOT / "book" / "_generated"
+    records.write(generated / "parameters.md", parameter_table())
+    for study in config.studies():
+        records.write(generated / f"{study}-reported.md", tables.reported(study))
     html = ROOT / "_build" / "html"
     stamp, state = ROOT / "_build" / "inputs.txt", _inputs()
     page = html / "index.html"
@@ -152,6 +155,7 @@ def _inputs() -> str:
 
     files = [p for p in (ROOT / "book").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files += [ROOT / "_config.yml", *(ROOT / "ethalign").glob("*.py")]
+    files += [p for p in RESULTS.rglob("*.json*") if p.is_file()]
     return "\n".join(f"{p.relative_to(ROOT)} {sha256(p)}" for p in sorted(files)) + "\n"
 
 

@@ -289,9 +289,10 @@ def reported(study: str) -> pd.DataFrame:
 def compare(study: str, ours: pd.DataFrame, stratum: str = "all") -> pd.DataFrame:
     """Reported and reproduced, a row per printed figure.
 
-    Verdicts: ``agrees`` (the printed value lies in our interval), ``differs``, ``not run``. The
-    interval covers sampling of test items only, so for another model ``differs`` is expected; the
-    directions that a paper claims are tested apart.
+    Verdicts: ``agrees`` (the printed value lies in our interval), ``direction holds`` (it does
+    not, but the step from the variant before it goes the same way as in the paper; whether it
+    is more than chance is tested apart), ``differs``, ``not run``. The interval covers sampling
+    of test items only, so for another model ``agrees`` is not to be expected.
 
     Args:
         ours: metrics rows (``COLUMNS``) of the papers' own data sets.
@@ -302,10 +303,25 @@ def compare(study: str, ours: pd.DataFrame, stratum: str = "all") -> pd.DataFram
     mine = ours[ours["stratum"] == stratum]
     columns = [*keys, "value", "low", "high", "n"]
     both = table.merge(mine[columns], on=keys, how="left", suffixes=("_reported", ""))
-    inside = both["value_reported"].between(both["low"] - 0.0005, both["high"] + 0.0005)
+    numbers = both[["value", "low", "high"]].astype(float)
+    inside = both["value_reported"].between(numbers["low"] - 0.0005, numbers["high"] + 0.0005)
     both["verdict"] = inside.map({True: "agrees", False: "differs"})
-    both.loc[both["value"].isna(), "verdict"] = "not run"
+    both.loc[~inside & _same_step(both), "verdict"] = "direction holds"
+    both.loc[numbers["value"].isna(), "verdict"] = "not run"
     return both
+
+
+def _same_step(both: pd.DataFrame) -> pd.Series[bool]:
+    """Do the printed and our value differ from those of the variant before in the same sense?"""
+    before = both["variant"].map({"L": "pretrained", "LR": "L"})
+    paper_model = both["row"].str.split(",").str[0]
+    keys = [paper_model, both["dataset"], both["metric"]]
+    steps = {}
+    for column in ("value_reported", "value"):
+        known = both[column].astype(float).groupby([*keys, both["variant"]]).first()
+        wanted = pd.MultiIndex.from_arrays([*keys, before])
+        steps[column] = both[column].astype(float) - known.reindex(wanted).to_numpy()
+    return steps["value_reported"] * steps["value"] > 0
 
 
 def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ethalign import metrics, plots, records
+from ethalign.config import ROOT
 
 VERDICTS = "claim data stratum difference low high p holm n verdict".split()  # noqa: SIM905
 # (claim, better, worse): what Beyond Labels says of classification.
@@ -39,6 +40,46 @@ def leak(reference: pd.DataFrame) -> pd.DataFrame:
         if row["metric"] in names
     }
     return pd.DataFrame(counts, index=["rows", "of", "share"]).T
+
+
+def facts(study: str, scale: str = "small") -> dict[str, Any]:
+    """Numbers of the committed results that the book's prose quotes, as text.
+
+    Returns:
+        ``leak``: counts of the overlap audit; ``classes``: stratum to counts of both labels;
+        empty where no reference run is committed.
+    """
+    reference = records.published(study, scale)
+    rows = reference[(reference["variant"] == "audit") & (reference["dataset"] == "dfar")]
+    leak = {}
+    for row in rows.to_dict("records"):
+        leak[row["metric"]] = f"{round(row['value'] * row['n']):,}"
+        leak[row["metric"] + "_of"] = f"{row['n']:,}"
+        leak[row["metric"] + "_percent"] = f"{100 * row['value']:.1f} %"
+    path = ROOT / "results" / study / scale / "pretrained" / "0" / "predictions.jsonl"
+    items = pd.DataFrame(records.read_rows(path))
+    classes = {}
+    if len(items):
+        main = items[items["dataset"] == "dfar"]
+        parts = {"all": main, **{str(k): part for k, part in main.groupby("stratum")}}
+        for name, part in parts.items():
+            counts = part["gold"].value_counts()
+            classes[name] = {"n": len(part), **{str(k): int(v) for k, v in counts.items()}}
+    return {"leak": leak, "classes": classes}
+
+
+def reported(study: str) -> str:
+    """Every printed figure of a study as a Markdown table, a row per model of the paper."""
+    table = records.reported(study)
+    table["column"] = table["dataset"].str.upper() + " " + table["metric"]
+    wide = (100 * table.pivot(index="row", columns="column", values="value")).round(1)
+    wide = wide.reindex(table["row"].unique())[table["column"].unique()]
+    lines = ["| model | " + " | ".join(map(str, wide.columns)) + " |"]
+    lines.append("|---|" + "--:|" * wide.shape[1])
+    for name, values in wide.iterrows():
+        cells = ("–" if v != v else f"{v:.1f}" for v in values)  # noqa: RUF001
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def comparison(study: str, reference: pd.DataFrame) -> pd.DataFrame:

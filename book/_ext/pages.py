@@ -2,7 +2,8 @@
 
 One notebook is executed for several variants, and each copy is a page: ``_runs/<study>/
 <stage>-<variant>``. The variant goes into the page's title, and exercises, which would be there
-several times under one label, stay on the first of these pages.
+several times under one label, stay on the first of these pages. Numbers in prose are quoted from
+the committed results.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import json
 import re
 
 from sphinx.application import Sphinx
+from sphinx.config import Config
+
+from ethalign import config, tables
 
 EXERCISE = re.compile(r"^(`{3,})\{(?:exercise|solution)\}.*?^\1[ ]*$\n?", re.MULTILINE | re.DOTALL)
 
@@ -32,7 +36,13 @@ def tell_apart(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = json.dumps(notebook)
 
 
+def quote(app: Sphinx, settings: Config) -> None:
+    """Numbers that prose quotes come from the committed results: ``{{ reasons.leak.shared }}``."""
+    settings.myst_substitutions = {study: tables.facts(study) for study in config.studies()}
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connect to the reading of pages."""
+    """Connect to the reading of settings and pages."""
     app.connect("source-read", tell_apart)
+    app.connect("config-inited", quote, priority=1)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
