@@ -214,7 +214,12 @@ def studies() -> list[str]:
 
 
 def variants(study: str) -> list[str]:
-    """Variants of a study, by file name."""
+    """Variants of a study, by file name.
+
+    Raises:
+        UserError: an unknown study.
+    """
+    choose("study", study, studies())
     return sorted(p.stem for p in (ROOT / "configs" / study).glob("*.yaml"))
 
 

@@ -166,6 +166,8 @@ def show(rows: pd.DataFrame, index: Sequence[str], columns: str, digits: int = 1
         value, low, high = (f"{100 * row[key]:.{digits}f}" for key in ("value", "low", "high"))
         return f"{value} [{low}, {high}]"
 
+    if rows.empty:
+        return pd.DataFrame()
     table = rows.assign(shown=rows.apply(cell, axis=1))
     wide = table.pivot_table(
         index=list(index), columns=columns, values="shown", aggfunc="first", sort=False

@@ -110,6 +110,30 @@ def stance_accuracy(
     return metrics.share(hits, len(texts))
 
 
+def enough(table: pd.DataFrame) -> bool:
+    """Are there reasons to train and check judges on: five or more for each of two labels?"""
+    counts = table.loc[table["reason"].str.strip() != "", "label"].value_counts()
+    return len(counts) == 2 and int(counts.min()) >= 5
+
+
+def judge_quality(checks: pd.DataFrame) -> dict[str, int]:
+    """Counts of what a judge does on pairs of ``judge_pairs`` that it has not seen.
+
+    Args:
+        checks: pairs with a column ``says``, 1 where the judge calls the pair aligned.
+
+    Returns:
+        ``caught`` of all ``misaligned`` pairs, ``passed`` of all ``aligned`` ones.
+    """
+    right, real = checks["says"] == checks["aligned"], checks["aligned"] == 1
+    return {
+        "caught": int((right & ~real).sum()),
+        "misaligned": int((~real).sum()),
+        "passed": int((right & real).sum()),
+        "aligned": int(real.sum()),
+    }
+
+
 def judge_pairs(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Pairs of statement and reason to train or check a judge on.
 
