@@ -1,11 +1,14 @@
 """Shared fixtures. Everything here runs on a CPU, without a network, on random tiny models."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ethalign import config, models
+from ethalign.config import ROOT
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -29,3 +32,20 @@ def tiny() -> models.Loaded:
 def fresh_tiny() -> models.Loaded:
     """The same, not shared: for tests that train it."""
     return models.load(config.Model(id="random-tiny", device="cpu", dtype="float32"))
+
+
+def command(*arguments, **environment):
+    """The installed command; its result with both streams as text."""
+    call = [sys.executable, "-m", "ethalign.cli", *map(str, arguments)]
+    env = {**os.environ, **environment}
+    return subprocess.run(call, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """A folder in which the study has run."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = command("run", "reasons", "--scale", "smoke", "--runs", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 notebooks executed" in done.stdout
+    return folder

@@ -1,7 +1,6 @@
 """The whole study at scale smoke, run once, and what a person would look at afterwards."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,28 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from conftest import command
 
 from ethalign import config, data, evaluation, pipeline, publishing, records, tables
 from ethalign.config import ROOT, UserError
 
 VARIANTS = ["pretrained", "L", "LR", "R-then-L", "shuffled"]
-
-
-def command(*arguments, **environment):
-    """The installed command; its result with both streams as text."""
-    call = [sys.executable, "-m", "ethalign.cli", *map(str, arguments)]
-    env = {**os.environ, **environment}
-    return subprocess.run(call, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    """A folder in which the study has run."""
-    folder = tmp_path_factory.mktemp("runs")
-    done = command("run", "reasons", "--scale", "smoke", "--runs", folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 notebooks executed" in done.stdout
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,117 @@
+"""The book as a reader gets it: built with warnings as errors, offline, legible."""
+
+import asyncio
+import html
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pages
+import pytest
+import yaml
+
+from ethalign import config, publishing, tables
+from ethalign.config import ROOT
+
+
+@pytest.fixture(scope="session")
+def built(runs, tmp_path_factory):
+    """The folder that ``ETHALIGN_BOOK`` names, or a book built from the runs at scale smoke."""
+    if os.environ.get("ETHALIGN_BOOK"):
+        return Path(os.environ["ETHALIGN_BOOK"]).resolve()
+    home = tmp_path_factory.mktemp("book")
+    hidden = shutil.ignore_patterns("_runs", "_generated", "__pycache__")
+    for name in ("book", "notebooks"):
+        shutil.copytree(ROOT / name, home / name, ignore=hidden)
+    shutil.copy(ROOT / "_config.yml", home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publishing, "ROOT", home)
+        page = publishing.build("smoke", runs)
+        before = page.stat().st_mtime_ns
+        assert publishing.build("smoke", runs).stat().st_mtime_ns == before, "built again"
+    return page.parent
+
+
+@pytest.fixture(scope="session")
+def texts(built):
+    """Page name to the visible text of its article."""
+    found = {}
+    for path in pages.pages(built):
+        body = re.sub(
+            r"<(script|style)\b.*?</\1>", " ", path.read_text(encoding="utf-8"), flags=re.S
+        )
+        found[str(path.relative_to(built))] = html.unescape(re.sub(r"<[^>]+>", " ", body))
+    return found
+
+
+def test_every_page_of_the_contents_is_there(built):
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    files = re.findall(r"'file': '([^']+)'", str(toc))
+    assert len(files) > 15
+    for name in files:
+        assert (built / f"{name}.html").is_file(), name
+
+
+def test_nothing_is_loaded_from_another_host(built):
+    assert list(pages.static(built)) == []
+
+
+def test_a_page_that_would_load_from_elsewhere_is_found(tmp_path):
+    (tmp_path / "a.html").write_text('<script src="https://cdn.example/x.js"></script>')
+    (tmp_path / "b.html").write_text("<style>@import 'https://fonts.example/y';</style>")
+    assert len(list(pages.static(tmp_path))) == 2
+
+
+def test_every_image_has_a_text_for_those_who_do_not_see_it(built):
+    for path in pages.pages(built):
+        for tag in re.findall(r"<img\b[^>]*>", path.read_text(encoding="utf-8")):
+            alt = re.search(r'\balt="([^"]*)"', tag)
+            assert len(alt[1] if alt else "") > 5, (path, tag)
+
+
+def test_prose_quotes_recorded_numbers(texts):
+    """No placeholder is left, and the leak stands on the study's first page as it was recorded."""
+    for name, text in texts.items():
+        assert "{{" not in text, name
+    leak = tables.facts("reasons")["leak"]
+    page = re.sub(r"\s+", "", texts["reasons/index.html"])
+    assert f"Ofthe{leak['test_in_train_of']}statementsinDFAR" in page
+    share = leak["test_in_train_percent"].replace(" ", "")
+    assert f"{leak['test_in_train']}({share})alsooccur" in page
+
+
+def test_every_parameter_is_in_the_guide(texts):
+    for name, *_ in config.parameters():
+        assert name in texts["parameters.html"]
+
+
+def test_every_printed_figure_of_the_paper_is_on_the_page(texts):
+    for model in ("Llama-2 7B, L+R", "Mistral 7B, pre-trained"):
+        assert model in texts["reasons/index.html"]
+    assert "89.4" in texts["reasons/index.html"]
+
+
+def test_pages_of_variants_can_be_told_apart(built):
+    titles = [
+        re.search(r"<title>(.*?)</title>", path.read_text(encoding="utf-8"), re.S)[1]
+        for path in pages.pages(built)
+    ]
+    assert len(set(titles)) == len(titles)
+
+
+def test_formulas_are_part_of_the_page(built):
+    page = (built / "reasons" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<math") > 20
+    assert "MathJax" not in page
+
+
+def test_executed_pages_say_what_was_run(texts):
+    for stage in ("evaluate-LR", "finetune-LR", "baselines"):
+        text = " ".join(texts[f"_runs/reasons/{stage}.html"].split())
+        assert re.search(r"seed 0.* s; ethalign .*commit", text), stage
+
+
+@pytest.mark.skipif(pages.chromium() is None, reason="no Chromium on this machine")
+def test_a_browser_opens_every_page_without_the_internet(built):
+    assert asyncio.run(pages.browser(built)) == []
