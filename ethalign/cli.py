@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -261,8 +262,18 @@ def options(
     """Reproducible companion to three papers on aligning language models with human judgement."""
 
 
+def _terminated(*_: Any) -> None:
+    """A request to end goes to every process below: otherwise they would work on unseen."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point."""
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except UserError as error:

@@ -169,15 +169,24 @@ def has_four_bits(device: str) -> bool:
     return device == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
-def _four_bits(device: str, dtype: str, *, double: bool) -> dict[str, Any]:
-    import torch
-    from transformers import BitsAndBytesConfig
+def need_four_bits(device: str) -> None:
+    """Refuse four-bit weights where there is no GPU or no bitsandbytes.
 
+    Raises:
+        UserError: names what is missing and the way round it.
+    """
     if not has_four_bits(device):
         raise UserError(
             "model.quantization=nf4 needs an NVIDIA GPU and bitsandbytes"
             " (pip install 'ethalign[gpu]'); without them use model.quantization=none."
         )
+
+
+def _four_bits(device: str, dtype: str, *, double: bool) -> dict[str, Any]:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    need_four_bits(device)
     four = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

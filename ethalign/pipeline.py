@@ -140,7 +140,7 @@ def run(
     overrides = dict(overrides or {})
     for variant in variants or config.variants(study):
         for seed in seeds:
-            preflight(config.load(study, variant, scale, seed, overrides))
+            preflight(config.load(study, variant, scale, seed, overrides), here=profile is None)
     settings = {
         "study": study,
         "variants": list(variants),
@@ -153,26 +153,35 @@ def run(
         return _snakemake(settings, cores or os.cpu_count() or 1, profile, targets)
 
 
-def preflight(run: config.Run) -> None:
-    """Refuse what can be refused before anything is loaded: files, columns, model names."""
+def preflight(run: config.Run, *, here: bool = True) -> None:
+    """Refuse what can be refused before anything is loaded: files, columns, models, hardware.
+
+    Args:
+        run: the resolved configuration.
+        here: whether notebooks run on this machine, rather than on nodes of a cluster.
+    """
     from ethalign import data, models
 
     data.splits(run)
     models.known(run.model.id)
     models.known(run.baselines.encoder)
+    if here and run.model.quantization == "nf4":
+        models.need_four_bits(models.choose_device(run.model.device)[0])
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """One pipeline at a time per folder. The lock dies with its process, unlike Snakemake's."""
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"another run is at work in {folder}; wait for it, or give --runs another folder."
         ) from None
+    except OSError as error:
+        raise records.disk_error(error, folder) from None
     try:
         yield
     finally:
