@@ -102,7 +102,7 @@ def comparison(study: str, reference: pd.DataFrame) -> pd.DataFrame:
         if part["value"].notna().any():
             shown[f"ours, {stratum}"] = [_cell(row) for row in part.to_dict("records")]
     shown["verdict"] = table["verdict"]
-    return shown.set_index("paper")
+    return shown.set_index("paper").rename_axis(None)
 
 
 def _cell(row: dict[Any, Any]) -> str:

@@ -171,13 +171,14 @@ def with_adapter(settings: Model, adapter: Path | None, *, seed: int = 0) -> mod
     import torch
     from peft import PeftModel
 
-    dtype, _ = models.choose_dtype(settings.dtype, models.choose_device(settings.device)[0])
+    dtype, why = models.choose_dtype(settings.dtype, models.choose_device(settings.device)[0])
     quantized = settings.quantization != "none"
     wide = settings if quantized else settings.model_copy(update={"dtype": "float32"})
     loaded = models.load(wide, seed=seed)
     model: Any = PeftModel.from_pretrained(loaded.model, adapter)
     if not quantized:
         model = model.merge_and_unload().to(getattr(torch, dtype))
+        loaded = loaded._replace(notes=[loaded.notes[0], why, "adapter merged in float32"])
     record = {**loaded.record, "dtype": dtype, "adapter": models.weights_sha256(adapter)}
     return loaded._replace(model=model.eval(), dtype=dtype, record=record)
 
