@@ -282,9 +282,10 @@ def main() -> None:
     except RuntimeError as error:
         print(f"ethalign: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("\nethalign: stopped; the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:  # typer turns Ctrl-C into exit code 130
+        if end.code == 130:
+            print("\nethalign: stopped; the same command goes on from here.", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from conftest import command
@@ -174,6 +175,8 @@ MISTAKES = [
     (["--variant", "LRR"], "did you mean 'LR'"),
     (["--set", "tuning.lr"], "key=value"),
     (["--profile", "slurmm"], "did you mean 'slurm'"),
+    (["--set", "model.quantization=nf4"], "needs an NVIDIA GPU and bitsandbytes"),
+    (["--runs", "/dev/null/runs"], "could not be written"),
 ]
 
 
@@ -185,6 +188,20 @@ def test_a_mistake_ends_with_code_2_and_one_sentence(arguments, hint, tmp_path):
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.rglob("*.json*")), "nothing half-written is left"
+
+
+def test_a_request_to_end_leaves_no_process_behind(tmp_path):
+    call = [sys.executable, "-m", "ethalign.cli", "run", "reasons", "--scale", "smoke"]
+    call += ["--runs", str(tmp_path)]
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True, cwd=ROOT) as child:
+        assert child.stderr.readline().split()[2] == ">", "a notebook has started"
+        tree = psutil.Process(child.pid).children(recursive=True)
+        assert tree
+        child.terminate()
+        assert "goes on from here" in child.stderr.read()
+    assert child.returncode == 130
+    _, alive = psutil.wait_procs(tree, timeout=20)
+    assert not alive
 
 
 def test_an_unknown_study_names_the_nearest(tmp_path):
