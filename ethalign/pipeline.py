@@ -218,7 +218,8 @@ def _snakemake(
                 executed += line.startswith("< ")
                 watcher.say(line)
             elif count := re.search(r"(\d+) of (\d+) steps", line):
-                watcher.count = f"{count[1]}/{count[2]}"
+                # Without a target the last step is the rule that only asks for all the others.
+                watcher.count = f"{count[1]}/{int(count[2]) - (not targets)}"
         child.wait()
     except KeyboardInterrupt:
         child.wait()

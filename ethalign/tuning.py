@@ -113,21 +113,12 @@ def fit(
         loss = _update(model, optimizer, trained, share, loaded, settings, accelerator)
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at update {step}; lower tuning.lr.")
-        seen = sum(len(row.ids) for batch in micro for row in batch)
-        tokens += seen
-        rate = schedule.get_last_lr()[0]
+        entry = {"step": step, "epoch": epoch, "loss": loss, "lr": schedule.get_last_lr()[0]}
+        entry["tokens"] = sum(len(row.ids) for batch in micro for row in batch)
+        entry["seconds"] = round(time.perf_counter() - clock, 3)
+        tokens += entry["tokens"]
+        pending.append(entry)
         schedule.step()
-        taken = round(time.perf_counter() - clock, 3)
-        pending.append(
-            {
-                "step": step,
-                "epoch": epoch,
-                "loss": loss,
-                "lr": rate,
-                "tokens": seen,
-                "seconds": taken,
-            }
-        )
         if accelerator.is_main_process and (
             step % settings.checkpoint_every == 0 or step == plan.updates
         ):
