@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,17 @@ def test_a_stage_that_fails_says_so(tmp_path):
         1 / 0  # noqa: B018
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["stages"]["evaluate"]["status"] == "failed"
+
+
+def test_a_resumed_stage_counts_the_seconds_before(tmp_path):
+    with pytest.raises(KeyboardInterrupt), records.stage(RUN, tmp_path, "x", {"a": 1}):
+        time.sleep(0.4)
+        raise KeyboardInterrupt
+    for inputs, low, high in (({"a": 1}, 0.4, 2.0), ({"a": 1}, 0.0, 0.3), ({"a": 2}, 0.0, 0.3)):
+        with records.stage(RUN, tmp_path, "x", inputs):
+            pass
+        seconds = json.loads((tmp_path / "run.json").read_text())["stages"]["x"]["seconds"]
+        assert low <= seconds <= high, "a finished or another stage is not added to"
 
 
 def test_the_code_hash_follows_code_and_not_prose(tmp_path):
