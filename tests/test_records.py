@@ -79,7 +79,7 @@ def test_a_stage_that_fails_says_so(tmp_path):
 
 
 def test_a_resumed_stage_counts_the_seconds_before(tmp_path):
-    with pytest.raises(KeyboardInterrupt), records.stage(RUN, tmp_path, "x", {"a": 1}):
+    with pytest.raises(KeyboardInterrupt), records.stage(RUN, tmp_path, "x", {"a": 1}):  # noqa: PT012
         time.sleep(0.4)
         raise KeyboardInterrupt
     for inputs, low, high in (({"a": 1}, 0.4, 2.0), ({"a": 1}, 0.0, 0.3), ({"a": 2}, 0.0, 0.3)):
