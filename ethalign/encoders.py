@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ethalign import records
+from ethalign import models, records
 from ethalign.tuning import batches
 
 if TYPE_CHECKING:
@@ -67,7 +67,11 @@ def fit(
     torch.manual_seed(seed)  # before the head exists: its weights are drawn on creation
     tokenizer = _tokenizer(path)
     model: Any = AutoModelForSequenceClassification.from_pretrained(
-        path, num_labels=max(2, classes), dtype=torch.float32, local_files_only=True
+        path,
+        num_labels=max(2, classes),
+        dtype=torch.float32,
+        local_files_only=True,
+        attn_implementation="eager",  # its backward pass is the faster one on a CPU
     )
     model.config.pad_token_id = tokenizer.pad_token_id
     model.train()
@@ -75,10 +79,14 @@ def fit(
     plan = [g for e in range(epochs) for g in batches(lengths, batch_size, seed + e)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = get_scheduler("linear", optimizer, len(plan) // 10, len(plan))
+    # Twice as fast where the processor multiplies bfloat16; weights stay in float32.
+    half = models.choose_dtype("auto", "cpu")[0] == "bfloat16"
     goal = torch.tensor(wanted, dtype=torch.long if loss == "hard" else torch.float32)
     for group in records.progress(plan, len(plan), "encoder", "batch"):
         inputs = _tokenize(tokenizer, texts, pairs, group, max_length)
-        value = batch_loss(model(**inputs).logits, goal[group], loss)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = model(**inputs).logits
+        value = batch_loss(logits.float(), goal[group], loss)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
