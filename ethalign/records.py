@@ -119,7 +119,7 @@ def stage(run: Run, where: Path, name: str, inputs: dict[str, Any]) -> Iterator[
     Yields a dict for what becomes known on the way (tokens, notes). ``inputs`` (configuration
     sections, data and model hashes) decides whether earlier partial work may be resumed: if it
     differs from what is recorded, ``fresh`` is true in the yielded dict and the caller starts
-    anew.
+    anew. The seconds of an interrupted attempt that is resumed count.
     """
     path = where / "run.json"
     record = json.loads(path.read_text()) if path.is_file() else {}
@@ -134,6 +134,8 @@ def stage(run: Run, where: Path, name: str, inputs: dict[str, Any]) -> Iterator[
     write(where / "config.yaml", run.model_dump(mode="json"))
     write(path, record)
     facts["fresh"] = before.get("fingerprint") != facts["fingerprint"]
+    resumed = not facts["fresh"] and before.get("status") != "complete"
+    earlier = before.get("seconds", 0) if resumed else 0
     clock = time.perf_counter()
     try:
         yield facts
@@ -143,7 +145,7 @@ def stage(run: Run, where: Path, name: str, inputs: dict[str, Any]) -> Iterator[
         raise
     finally:
         facts.pop("fresh", None)
-        facts["seconds"] = round(time.perf_counter() - clock, 1)
+        facts["seconds"] = round(earlier + time.perf_counter() - clock, 1)
         with contextlib.suppress(UserError):
             write(path, record)
 
