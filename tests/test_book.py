@@ -16,10 +16,11 @@ from ethalign.config import ROOT
 
 
 @pytest.fixture(scope="session")
-def built(runs, tmp_path_factory):
+def built(request, tmp_path_factory):
     """The folder that ``ETHALIGN_BOOK`` names, or a book built from the runs at scale smoke."""
     if os.environ.get("ETHALIGN_BOOK"):
         return Path(os.environ["ETHALIGN_BOOK"]).resolve()
+    runs = request.getfixturevalue("runs")
     home = tmp_path_factory.mktemp("book")
     hidden = shutil.ignore_patterns("_runs", "_generated", "__pycache__")
     for name in ("book", "notebooks"):
