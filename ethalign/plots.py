@@ -18,6 +18,7 @@ ORDER = [
     "random-forest",
     "gradient-boosting",
     "encoder",
+    "shuffled-words",
     "pretrained",
     "shuffled",
     "L",

@@ -186,6 +186,7 @@ def control(rows: pd.DataFrame) -> pd.DataFrame:
         & (rows["stratum"] == "all")
         & rows["metric"].isin(["accuracy", "majority"])
     ]
-    if part.empty:
-        return pd.DataFrame()
+    # Only a language model's rows have a majority rate to stand beside.
+    tuned = part.groupby(["run", "dataset"])["metric"].transform("nunique") == 2
+    part = part[tuned]
     return plots.show(part, ["run", "dataset"], "metric")
