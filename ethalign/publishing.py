@@ -156,7 +156,7 @@ def _inputs() -> str:
     files = [p for p in (ROOT / "book").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files += [ROOT / "_config.yml", *(ROOT / "ethalign").glob("*.py")]
     files += [p for p in RESULTS.rglob("*.json*") if p.is_file()]
-    return "\n".join(f"{p.relative_to(ROOT)} {sha256(p)}" for p in sorted(files)) + "\n"
+    return "\n".join(f"{os.path.relpath(p, ROOT)} {sha256(p)}" for p in sorted(files)) + "\n"
 
 
 def parameter_table() -> str:
