@@ -38,8 +38,15 @@ SERVICES = re.compile(
 
 
 def pages(html: Path) -> list[Path]:
-    """The book's pages; HTML below ``_static`` is parts of the theme's templates."""
-    return sorted(p for p in html.rglob("*.html") if "_static" not in p.parts)
+    """The book's pages; HTML below ``_static`` is parts of the theme's templates.
+
+    ``index.html`` only leads on to the first page.
+    """
+    return sorted(
+        path
+        for path in html.rglob("*.html")
+        if "_static" not in path.parts and path != html / "index.html"
+    )
 
 
 def static(html: Path) -> Iterator[str]:
