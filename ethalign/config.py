@@ -134,10 +134,31 @@ class Baselines(Section):
     judge_rows: int | None = Field(None, ge=8, description="training statements for the judge")
 
 
+class Votes(Section):
+    """The ambiguity study: whose votes, how they are asked for, and what a model learns."""
+
+    dataset: Literal["dilemmas", "anecdotes"] = "dilemmas"
+    split: Literal["dev", "train", "excerpt"] = Field(
+        "dev", description="official rows to train on; excerpt = the 60 anecdotes that are small"
+    )
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="share of training rows kept to fit temperatures on"
+    )
+    answers: Literal["words", "letters", "yes-no"] = Field(
+        "words", description="first/second (right/wrong), A/B, or Yes/No"
+    )
+    target: Literal["hard", "sampled", "soft", "verbalised"] = Field(
+        "hard", description="majority, one vote an epoch, all votes by weight, or a written share"
+    )
+    max_words: int = Field(250, ge=10, description="of a story; the rest is cut off")
+    draws: int = Field(1000, ge=10, description="posterior draws of the best possible scores")
+    bins: int = Field(10, ge=1, description="of reliability diagrams")
+
+
 class Run(Section):
     """One run: study, variant, scale and seed, with every parameter resolved."""
 
-    study: Literal["reasons"]
+    study: Literal["ambiguity", "reasons"]
     variant: str
     scale: str
     seed: int = Field(0, ge=0)
@@ -147,23 +168,35 @@ class Run(Section):
     tuning: Tuning = Tuning()
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
+    votes: Votes = Votes()
 
     def hash(self, *keys: str) -> str:
         """First 16 hex digits of SHA-256 over the named blocks or dotted keys (default all)."""
         dump = self.model_dump(mode="json")
         kept = {key: functools.reduce(lambda d, k: d[k], key.split("."), dump) for key in keys}
-        return hashlib.sha256(json.dumps(kept or dump, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(kept or dump)
 
     def depends(self, stage: str) -> str:
         """Hash of everything in the configuration that a stage's result depends on."""
-        return self.hash("study", "variant", "seed", *DEPENDS[stage])
+        own = [key for key, study in ONLY.items() if study == self.study]
+        return self.hash("study", "variant", "seed", *DEPENDS[stage], *own)
 
 
+def digest(settings: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of settings as sorted JSON."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# The variant that holds everything but the language models, by study.
+BASE = {"ambiguity": "ceiling", "reasons": "baselines"}
+# Blocks that one study reads and the others refuse.
+ONLY = {"votes": "ambiguity"}
 _TRAIN = "source train columns labels limit_train repair_encoding shuffle_labels"
 # What each stage reads. A change elsewhere does not make it run again.
 DEPENDS: dict[str, tuple[str, ...]] = {
     "explore": ("data",),
     "baselines": ("data", "baselines", "evaluation.bootstrap"),
+    "ceiling": ("data", "baselines", "evaluation.bootstrap"),
     "finetune": (*(f"data.{key}" for key in _TRAIN.split()), "model", "prompt", "tuning"),
     "evaluate": ("data", "model", "prompt", "evaluation", "tuning.enabled", "tuning.rows"),
     "results": ("data", "evaluation.bootstrap"),
@@ -193,6 +226,10 @@ def load(
     choose("variant", variant, variants(study))
     overlays = read_yaml(ROOT / "configs" / "scales.yaml")
     choose("scale", scale, list(overlays))
+    for key in overrides or {}:
+        owner = ONLY.get(key.partition(".")[0], study)
+        if owner != study:
+            raise UserError(f"parameter {key} belongs to the study {owner}, not to {study}.")
     merged: Json = {"study": study, "variant": variant, "scale": scale, "seed": seed}
     # A file's own label values come on top of the default ones; nothing is forgotten.
     merged["data"] = {"labels": Data().labels}

@@ -1,15 +1,8 @@
-"""Data sets: where they come from, their checksums, and loaders that check what they read.
-
-Official files are downloaded by pooch from their own address and verified by SHA-256. The
-environment variable ``ETHALIGN_MIRROR`` names a folder that stands in for the internet.
-"""
+"""Data sets: loaders that check what they read, and the rows of a run."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,143 +11,10 @@ import numpy as np
 import pandas as pd
 
 from ethalign.config import ROOT, Columns, Data, Run, UserError
+from ethalign.sources import fetch, sha256
 
 SAMPLES = ROOT / "data" / "samples"
-_DFAR = "https://raw.githubusercontent.com/apurba-nsu-rnd-lab/DFAR/main/DFAR%20dataset"
-_ETHOS = (
-    "https://raw.githubusercontent.com/intelligence-csd-auth-gr/"
-    "Ethos-Hate-Speech-Dataset/master/ethos/ethos_data/Ethos_Dataset_Binary.csv"
-)
-_ETHICS = "https://people.eecs.berkeley.edu/~hendrycks/ethics.tar"
-
-
-class Source(NamedTuple):
-    """One official file: its address, checksum, licence and place in a mirror folder."""
-
-    url: str
-    sha256: str
-    mirror: str
-    licence: str
-    member: str | None = None
-
-
-# Hashes are of the files as published; a changed file upstream is an error, not a surprise.
-SOURCES: dict[str, Source] = {
-    "dfar-train": Source(
-        f"{_DFAR}/DFAR_trainset.csv",
-        "28fb58aeaa1f85ddbba2b53313761f9d51b26ddd71f8013342c2e0a17ddda849",
-        "dfar/DFAR_trainset.csv",
-        "MIT",
-    ),
-    "dfar-test": Source(
-        f"{_DFAR}/DFAR_testset.csv",
-        "f1c74c1a40c056368ba3872d32b05fda875f645b1a42648913a2f4ffabf48b00",
-        "dfar/DFAR_testset.csv",
-        "MIT",
-    ),
-    "ethos-test": Source(
-        _ETHOS,
-        "0cd0050c2592afcb5eca5876df485ca15cda9d7d16fe32c269857260fd10d96c",
-        "ethos/Ethos_Dataset_Binary.csv",
-        "GPL-3.0",
-    ),
-    "justice-train": Source(
-        _ETHICS,
-        "175c8255f5ee3d99ad381cd716473367274dc24b3832d5e3357f37f1779a7d3f",
-        "ethics/justice_train.csv",
-        "MIT",
-        "ethics/justice/justice_train.csv",
-    ),
-    "justice-test": Source(
-        _ETHICS,
-        "d7cc506a1055915d455a9244b26de573c75a760d416a8508a9420d41cbf40250",
-        "ethics/justice_test.csv",
-        "MIT",
-        "ethics/justice/justice_test.csv",
-    ),
-}
-
-
-def cache() -> Path:
-    """Folder for downloads and converted models: ``ETHALIGN_CACHE`` or the user's cache."""
-    import pooch
-
-    return Path(os.environ.get("ETHALIGN_CACHE") or pooch.os_cache("ethalign"))
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def verify(path: Path, expected: str, remedy: str) -> Path:
-    """``path`` if it has the expected SHA-256.
-
-    Raises:
-        UserError: the file is missing or differs; names the file, both hashes and ``remedy``.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; {remedy}.")
-    found = sha256(path)
-    if found != expected:
-        raise UserError(f"{path} has SHA-256 {found}, expected {expected}; {remedy}.")
-    return path
-
-
-def fetch(name: str) -> Path:
-    """The verified local path of one official file.
-
-    Raises:
-        UserError: unknown name, no network, or bytes that do not match the checksum.
-    """
-    source = SOURCES[name]
-    mirror = os.environ.get("ETHALIGN_MIRROR")
-    if mirror:
-        remedy = "copy it again into the folder that ETHALIGN_MIRROR names"
-        return verify(Path(mirror) / source.mirror, source.sha256, remedy)
-    target = cache() / "data" / source.mirror
-    if not target.is_file():
-        _download(source, target)
-    return verify(target, source.sha256, "delete it and run `ethalign fetch`")
-
-
-def present(name: str) -> bool:
-    """Is an official file here already, in the mirror or the cache?"""
-    mirror = os.environ.get("ETHALIGN_MIRROR")
-    folder = Path(mirror) if mirror else cache() / "data"
-    return (folder / SOURCES[name].mirror).is_file()
-
-
-def _download(source: Source, target: Path) -> None:
-    import pooch
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    known = None if source.member else f"sha256:{source.sha256}"
-    try:
-        got = pooch.retrieve(source.url, known, path=cache() / "downloads", progressbar=False)
-    except Exception as error:
-        raise UserError(
-            f"{source.url} could not be downloaded ({type(error).__name__}); connect to the"
-            " internet, or set ETHALIGN_MIRROR to a folder that holds "
-            f"{source.mirror}, or stay with the shipped samples (--set data.source=sample)."
-        ) from None
-    content = _member(Path(got), source.member) if source.member else Path(got).read_bytes()
-    half = target.with_name(target.name + ".part")
-    half.write_bytes(content)
-    half.replace(target)
-
-
-def _member(archive: Path, member: str) -> bytes:
-    """One file out of a tar archive, read by name, so that no path in it is trusted."""
-    try:
-        with tarfile.open(archive) as tar:
-            file = tar.extractfile(member)
-            if file is None:
-                raise KeyError(member)
-            return file.read()
-    except (KeyError, tarfile.TarError) as error:
-        raise UserError(f"{archive} holds no readable {member} ({error}); delete it.") from None
+SCRUPLES = ("dilemmas", "anecdotes", "anecdotes-votes", "dilemmas-disagreement")
 
 
 def load(
@@ -169,17 +29,21 @@ def load(
     """A data set as a validated table.
 
     Args:
-        name: ``dfar``, ``ethos`` or ``justice``; with ``source="path"`` the path of a CSV.
-        split: ``train`` or ``test`` (ETHOS has no split and is only ever tested on).
+        name: ``dfar``, ``ethos`` or ``justice``; ``dilemmas``, ``anecdotes``,
+            ``anecdotes-votes`` or ``dilemmas-disagreement`` (see ``ethalign.votes``); with
+            ``source="path"`` the path of a CSV.
+        split: ``train`` or ``test`` (ETHOS has no split and is only ever tested on); Scruples
+            has ``dev`` too, and its sample of 60 anecdotes is called ``excerpt``.
         source: ``sample`` (shipped with the project), ``official`` or ``path``.
         columns, labels: names of columns and meaning of label values of an own CSV.
         repair_encoding: undo the double encoding of DFAR's test reasons. Off here, so that
             the table is the file as published; a run's configuration switches it on.
 
     Returns:
-        Columns ``id, statement, label, reason`` (str; label ``ethical`` or ``unethical``) and
-        the file's further ones; ETHOS adds ``share``, the share of hate votes in [0, 1].
-        ``attrs`` holds ``dataset`` (the name in metrics), ``path`` and ``sha256``.
+        For Scruples see ``votes.load``. Else columns ``id, statement, label, reason`` (str;
+        label ``ethical`` or ``unethical``) and the file's further ones; ETHOS adds ``share``,
+        the share of hate votes in [0, 1]. ``attrs`` holds ``dataset`` (the name in metrics),
+        ``path`` and ``sha256``.
 
     Raises:
         UserError: a file that is missing, altered or off its schema.
@@ -188,9 +52,13 @@ def load(
         return _own(Path(name), columns or Columns(), labels or Data().labels)
     if source not in ("sample", "official"):
         raise UserError(f"data source {source!r} is not one of sample, official, path.")
+    if name in SCRUPLES:
+        from ethalign import votes
+
+        return votes.load(name, split, source)
     loaders = {"dfar": _dfar, "ethos": _ethos, "justice": _justice}
     if name not in loaders:
-        raise UserError(f"data set {name!r} is not one of {', '.join(loaders)}.")
+        raise UserError(f"data set {name!r} is not one of {', '.join([*loaders, *SCRUPLES])}.")
     if split not in ("train", "test") or (name, split) == ("ethos", "train"):
         raise UserError(f"data set {name} has no split {split!r}.")
     if source == "sample" and name == "justice":
@@ -211,7 +79,7 @@ def _dfar(split: str, source: str, repair: bool) -> pd.DataFrame:
     frame["label"] = _labels(frame["label"], Data().labels, path)
     if repair and source == "official":
         frame["reason"] = frame["reason"].map(mend_encoding)
-    return _stamp(frame, "dfar" if source == "official" else "statements", path)
+    return stamp(frame, "dfar" if source == "official" else "statements", path)
 
 
 def _ethos(split: str, source: str, repair: bool) -> pd.DataFrame:
@@ -222,7 +90,7 @@ def _ethos(split: str, source: str, repair: bool) -> pd.DataFrame:
     if len(bad):
         raise UserError(f"{path}, row {bad[0] + 2}, column isHate: not a share in [0, 1].")
     name = "ethos" if source == "official" else "comments"
-    return _stamp(
+    return stamp(
         pd.DataFrame(
             {
                 "id": [f"{name}-{i}" for i in range(len(frame))],
@@ -245,7 +113,7 @@ def _justice(split: str, source: str, repair: bool) -> pd.DataFrame:
     label = _labels(frame["label"], {"0": "unethical", "1": "ethical"}, path)
     ids = [f"justice-{split}-{i}" for i in range(len(frame))]
     table = {"id": ids, "statement": frame["scenario"], "label": label, "reason": ""}
-    return _stamp(pd.DataFrame(table), "justice", path)
+    return stamp(pd.DataFrame(table), "justice", path)
 
 
 def justice() -> pd.DataFrame:
@@ -264,7 +132,7 @@ def _own(path: Path, columns: Columns, labels: Mapping[str, str]) -> pd.DataFram
         "label": _labels(frame[names["label"]], labels, path),
         "reason": frame.get(columns.reason, ""),
     }
-    return _stamp(pd.DataFrame(table), "own", path)
+    return stamp(pd.DataFrame(table), "own", path)
 
 
 def read_csv(
@@ -309,7 +177,8 @@ def _labels(values: pd.Series[str], meaning: Mapping[str, str], path: Path) -> p
     return mapped
 
 
-def _stamp(frame: pd.DataFrame, dataset: str, path: Path) -> pd.DataFrame:
+def stamp(frame: pd.DataFrame, dataset: str, path: Path) -> pd.DataFrame:
+    """``frame`` with the name of its data set, its file and the file's SHA-256 in ``attrs``."""
     frame = frame.reset_index(drop=True)
     frame.attrs = {"dataset": dataset, "path": str(path), "sha256": sha256(path)}
     return frame
@@ -350,11 +219,11 @@ def splits(run: Run) -> Splits:
     """
     settings = run.data
     whole = _split(settings, "train")
-    train = _limit(whole, settings.limit_train, run.seed)
+    train = limit(whole, settings.limit_train, run.seed)
     if settings.shuffle_labels:
         order = np.random.default_rng(run.seed).permutation(len(train))
         train[["label", "reason"]] = train[["label", "reason"]].to_numpy()[order]
-    tuned = _limit(train, run.tuning.rows, run.seed)
+    tuned = limit(train, run.tuning.rows, run.seed)
     tables = [_split(settings, "test")]
     if settings.cross:
         tables.append(load("ethos", "test", settings.source))
@@ -363,7 +232,7 @@ def splits(run: Run) -> Splits:
         shared = table["statement"].isin(whole["statement"])
         table["stratum"] = np.where(shared, "contaminated", "clean")
         table["seen"] = table["statement"].isin(tuned["statement"])
-        tests[str(table.attrs["dataset"])] = _limit(table, settings.limit_test, run.seed)
+        tests[str(table.attrs["dataset"])] = limit(table, settings.limit_test, run.seed)
     return Splits(train, tests, tuned)
 
 
@@ -374,10 +243,11 @@ def _split(settings: Data, split: Literal["train", "test"]) -> pd.DataFrame:
     return load(path, split, "path", columns=settings.columns, labels=settings.labels)
 
 
-def _limit(frame: pd.DataFrame, limit: int | None, seed: int) -> pd.DataFrame:
-    if limit is None or limit >= len(frame):
+def limit(frame: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
+    """A seeded sample of at most ``rows`` rows, in their order; None for all."""
+    if rows is None or rows >= len(frame):
         return frame
     attrs = frame.attrs
-    frame = frame.sample(limit, random_state=seed).sort_index().reset_index(drop=True)
+    frame = frame.sample(rows, random_state=seed).sort_index().reset_index(drop=True)
     frame.attrs = attrs
     return frame

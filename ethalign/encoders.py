@@ -32,6 +32,7 @@ def fit(
     *,
     loss: Loss = "hard",
     pairs: Sequence[str] | None = None,
+    ranked: bool = False,
     epochs: int = 4,
     lr: float = 1e-4,
     batch_size: int = 16,
@@ -50,6 +51,8 @@ def fit(
         texts: n texts.
         targets: (n,) class numbers for ``hard``, else (n, k) counts or shares.
         pairs: n second texts, for classifiers of pairs.
+        ranked: texts and pairs are alternatives: each gets one score, and softmax goes over the
+            two scores (the ranker of Scruples), so that their order cannot matter.
         epochs, lr, batch_size: AdamW with linear warm-up over a tenth and linear decay.
         seed: draws the new head, dropout and the order of rows.
         max_length: tokens per row.
@@ -61,6 +64,8 @@ def fit(
     from transformers import AutoModelForSequenceClassification, get_scheduler
 
     wanted = np.asarray(targets)
+    if ranked and pairs is None:
+        raise ValueError("a ranker needs pairs")
     if not len(texts) or len(texts) != len(wanted):
         raise ValueError(f"{len(texts)} texts and {len(wanted)} targets")
     classes = int(wanted.max()) + 1 if loss == "hard" else wanted.shape[1]
@@ -68,7 +73,7 @@ def fit(
     tokenizer = _tokenizer(path)
     model: Any = AutoModelForSequenceClassification.from_pretrained(
         path,
-        num_labels=max(2, classes),
+        num_labels=1 if ranked else max(2, classes),
         dtype=torch.float32,
         local_files_only=True,
         attn_implementation="eager",  # its backward pass is the faster one on a CPU
@@ -83,10 +88,9 @@ def fit(
     half = models.choose_dtype("auto", "cpu")[0] == "bfloat16"
     goal = torch.tensor(wanted, dtype=torch.long if loss == "hard" else torch.float32)
     for group in records.progress(plan, len(plan), "encoder", "batch"):
-        inputs = _tokenize(tokenizer, texts, pairs, group, max_length)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            logits = model(**inputs).logits
-        value = batch_loss(logits.float(), goal[group], loss)
+            found = _forward(Encoder(model, tokenizer), texts, pairs, group, max_length, ranked)
+        value = batch_loss(found.float(), goal[group], loss)
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -116,20 +120,42 @@ def logits(
     texts: Sequence[str],
     pairs: Sequence[str] | None = None,
     *,
+    ranked: bool = False,
     batch_size: int = 64,
     max_length: int = 256,
 ) -> NDArray[np.float64]:
-    """Logits (n, k) of texts, in their order."""
+    """Logits (n, k) of texts, in their order; of a ranker (n, 2). See ``fit``."""
     import torch
 
-    out = np.zeros((len(texts), encoder.model.config.num_labels))
+    out = np.zeros((len(texts), 2 if ranked else encoder.model.config.num_labels))
     order = np.argsort([-len(t) for t in texts], kind="stable")
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             group = order[start : start + batch_size].tolist()
-            inputs = _tokenize(encoder.tokenizer, texts, pairs, group, max_length)
-            out[group] = encoder.model(**inputs).logits.double().numpy()
+            found = _forward(encoder, texts, pairs, group, max_length, ranked)
+            out[group] = found.double().numpy()
     return out
+
+
+def _forward(
+    encoder: Encoder,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    group: Sequence[int],
+    max_length: int,
+    ranked: bool,
+) -> Tensor:
+    """Logits of some rows, (rows, k)."""
+    import torch
+
+    if not ranked or pairs is None:
+        inputs = _tokenize(encoder.tokenizer, texts, pairs, group, max_length)
+        logits: Tensor = encoder.model(**inputs).logits
+        return logits
+    sides = [
+        _tokenize(encoder.tokenizer, side, None, group, max_length) for side in (texts, pairs)
+    ]
+    return torch.cat([encoder.model(**side).logits for side in sides], dim=1)
 
 
 def embed(path: Path, texts: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float64]:

@@ -165,23 +165,37 @@ def paired_bootstrap(
 ) -> Paired:
     """Difference of two means over the same items, with bootstrap interval and p-value.
 
-    The p-value is twice the smaller share of resampled differences on either side of zero.
-
     Raises:
         ValueError: arrays of different lengths.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape != b.shape:
         raise ValueError("both variants must have answered the same items")
-    difference = a - b
-    if not len(difference):
+    return bootstrap_test(np.mean, a - b, seed=seed, draws=draws)
+
+
+def bootstrap_test(
+    statistic: Callable[..., Any], *arrays: NDArray[Any], seed: int, draws: int = 1000
+) -> Paired:
+    """A statistic of items that is zero if there is no difference, with interval and p-value.
+
+    The p-value is twice the smaller share of resampled statistics on either side of zero.
+
+    Args:
+        statistic: function of the arrays, to one number.
+        arrays: of equal first axis (items), resampled together.
+        seed, draws: of the resampling.
+    """
+    n = len(arrays[0])
+    if not n:
         return Paired(math.nan, math.nan, math.nan, math.nan, 0)
-    picks = np.random.default_rng(seed).integers(0, len(a), (draws, len(a)))
-    means = difference[picks].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    tail = min((means <= 0).mean(), (means >= 0).mean())
+    random = np.random.default_rng(seed)
+    picks = (random.integers(0, n, n) for _ in range(draws))
+    found = np.array([float(statistic(*(a[pick] for a in arrays))) for pick in picks])
+    low, high = np.quantile(found, [0.025, 0.975])
+    tail = min((found <= 0).mean(), (found >= 0).mean())
     p = min(1.0, 2 * max(float(tail), 1 / draws))
-    return Paired(float(difference.mean()), float(low), float(high), p, len(a))
+    return Paired(float(statistic(*arrays)), float(low), float(high), p, n)
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

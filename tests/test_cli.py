@@ -5,7 +5,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from ethalign import cli, data
+from ethalign import cli, sources
 
 COMMANDS = [
     "run",
@@ -35,7 +35,7 @@ def test_the_rating_commands_have_examples_too(name):
 
 def test_datasets_name_licence_and_address():
     shown = CliRunner().invoke(cli.app, ["datasets"]).output
-    for name, source in data.SOURCES.items():
+    for name, source in sources.SOURCES.items():
         assert name in shown
         assert source.licence in shown
         assert source.url in shown

@@ -4,7 +4,7 @@ import tarfile
 import pandas as pd
 import pytest
 
-from ethalign import config, data
+from ethalign import config, data, sources
 from ethalign.config import Columns, UserError
 
 
@@ -138,8 +138,8 @@ def test_a_truncated_mirror_file_names_file_and_both_hashes(tmp_path, monkeypatc
         data.load("dfar", "test")
     message = str(caught.value)
     assert str(file) in message
-    assert data.SOURCES["dfar-test"].sha256 in message
-    assert data.sha256(file) in message
+    assert sources.SOURCES["dfar-test"].sha256 in message
+    assert sources.sha256(file) in message
 
 
 def test_a_missing_mirror_file_is_named(tmp_path, monkeypatch):
@@ -151,8 +151,8 @@ def test_a_missing_mirror_file_is_named(tmp_path, monkeypatch):
 def test_without_network_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("ETHALIGN_MIRROR", raising=False)
     monkeypatch.setenv("ETHALIGN_CACHE", str(tmp_path))
-    gone = data.SOURCES["dfar-test"]._replace(url="http://127.0.0.1:9/none.csv")
-    monkeypatch.setitem(data.SOURCES, "dfar-test", gone)
+    gone = sources.SOURCES["dfar-test"]._replace(url="http://127.0.0.1:9/none.csv")
+    monkeypatch.setitem(sources.SOURCES, "dfar-test", gone)
     with pytest.raises(UserError, match="ETHALIGN_MIRROR"):
         data.load("dfar", "test")
     assert not list(tmp_path.rglob("*.csv")), "nothing half-written is left"
@@ -171,10 +171,10 @@ def test_a_member_is_taken_out_of_an_archive_and_verified(tmp_path, monkeypatch)
 
     monkeypatch.delenv("ETHALIGN_MIRROR", raising=False)
     monkeypatch.setenv("ETHALIGN_CACHE", str(tmp_path / "cache"))
-    good = data.SOURCES["justice-test"]._replace(
+    good = sources.SOURCES["justice-test"]._replace(
         url=archive.as_uri(), sha256=hashlib.sha256(content).hexdigest()
     )
-    monkeypatch.setitem(data.SOURCES, "justice-test", good)
+    monkeypatch.setitem(sources.SOURCES, "justice-test", good)
     monkeypatch.setattr("pooch.retrieve", lambda url, known, **_: str(archive))
     frame = data.load("justice", "test")
     assert frame["label"].tolist() == ["ethical"], "ETHICS codes 1 = reasonable"

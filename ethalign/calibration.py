@@ -1,0 +1,372 @@
+"""How far answer probabilities are from the spread of votes.
+
+Pure functions on arrays: probabilities ``(n, k)`` of n items over k answers against vote counts
+``(n, k)``. Scores are per item, so that intervals and paired tests can be had from
+``ethalign.metrics``. Logarithms are natural.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, special
+
+Floats = NDArray[np.float64]
+# Below this a fitted concentration is zero for every purpose (Lourie et al. use the same bound).
+SMALLEST = 1e-10
+
+
+class Best(NamedTuple):
+    """Scores of an oracle that knows how a community votes; see ``best``."""
+
+    accuracy: float
+    macro_f1: float
+    cross_entropy: float
+
+
+class Bin(NamedTuple):
+    """One bin of a reliability diagram."""
+
+    confidence: float
+    frequency: float
+    n: float
+
+
+def shares(counts: ArrayLike) -> Floats:
+    """Votes as shares, (n, k); a row without votes is NaN.
+
+    Raises:
+        ValueError: not a table of items by answers, or a negative count.
+    """
+    table = _counts(counts)
+    whole = table.sum(1, keepdims=True)
+    share: Floats = np.divide(table, whole, out=np.full(table.shape, np.nan), where=whole > 0)
+    return share
+
+
+def cross_entropy(probs: ArrayLike, human: ArrayLike) -> Floats:
+    """CE = -sum_k h_k log p_k per item, (n,) (Lourie et al. 2020; Senthilkumar et al. 2024).
+
+    Args:
+        probs: (n, k) probabilities, or (k,) for the same ones everywhere.
+        human: (n, k) vote counts or shares; rows are divided by their sum.
+
+    Returns:
+        Nats per item: infinite where an answer with votes has probability 0, NaN where nobody
+        voted.
+
+    Raises:
+        ValueError: probabilities outside [0, 1], negative votes, or shapes that do not fit.
+    """
+    h = shares(human)
+    p = _probabilities(probs, h)
+    with np.errstate(divide="ignore"):
+        loss = -(special.xlogy(h, p)).sum(1)
+    return np.where(loss == 0, 0.0, loss)  # no negative zero
+
+
+def dirichlet_multinomial_nll(alpha: ArrayLike, counts: ArrayLike) -> Floats:
+    """Negative log-likelihood of each item's sequence of votes, (n,).
+
+    -[log G(A) - log G(A + N) + sum_k (log G(alpha_k + n_k) - log G(alpha_k))] with A = sum_k
+    alpha_k and N = sum_k n_k (Scruples, section on losses; Senthilkumar et al. use it as a
+    score). There is no multinomial coefficient: the votes are an ordered sequence.
+
+    Args:
+        alpha: (n, k) concentrations, or (k,) for the same ones everywhere.
+        counts: (n, k) votes. Without votes the likelihood is that of nothing, 1, and its
+            negative logarithm 0.
+
+    Returns:
+        Nats per item: infinite where an answer with votes has concentration 0.
+
+    Raises:
+        ValueError: negative or all-zero concentrations, negative counts, shapes that do not fit.
+    """
+    n = _counts(counts)
+    a = np.broadcast_to(np.asarray(alpha, dtype=float), n.shape)
+    if not np.isfinite(a).all() or (a < 0).any() or (len(a) and (a.sum(1) == 0).any()):
+        raise ValueError("concentrations must be finite and not negative, with a positive sum")
+    whole, votes = a.sum(1), n.sum(1)
+    with np.errstate(invalid="ignore"):
+        rising = special.gammaln(a + n) - special.gammaln(a)
+    # Of an answer with concentration 0 no vote has probability 1, and any vote 0.
+    rising = np.where(a == 0, np.where(n == 0, 0.0, -np.inf), rising)
+    loss = special.gammaln(whole + votes) - special.gammaln(whole) - rising.sum(1)
+    return np.asarray(np.maximum(loss, 0.0), dtype=float)
+
+
+def fit_dirichlet_multinomial(counts: ArrayLike) -> Floats:
+    """Concentrations alpha (k,) under which the votes are most likely.
+
+    Maximum likelihood over all items by L-BFGS-B from 1, bounded below by 1e-10 as in the
+    authors' code. An answer that nobody gave ends at the bound. Where every item is unanimous
+    or has one vote, votes do not tell concentration from certainty and the fit stays finite
+    only through the bounds (at most 1e6).
+
+    Raises:
+        ValueError: no votes at all, or a negative count.
+    """
+    n = _counts(counts)
+    n = n[n.sum(1) > 0]
+    if not len(n):
+        raise ValueError("there is not one vote to fit a distribution to")
+    # Rows are summed up by pattern: the real files hold few different ones.
+    patterns, weight = np.unique(n, axis=0, return_counts=True)
+    total = patterns.sum(1)
+
+    def loss(alpha: Floats) -> tuple[float, Floats]:
+        whole = alpha.sum()
+        value = float((weight * dirichlet_multinomial_nll(alpha, patterns)).sum())
+        common = special.digamma(whole) - special.digamma(whole + total)
+        each = special.digamma(alpha + patterns) - special.digamma(alpha)
+        slope = -(weight[:, None] * (common[:, None] + each)).sum(0)
+        return value / weight.sum(), slope / weight.sum()
+
+    bounds = [(SMALLEST, 1e6)] * n.shape[1]
+    found = optimize.minimize(
+        loss,
+        np.ones(n.shape[1]),
+        jac=True,
+        bounds=bounds,
+        method="L-BFGS-B",
+        options={"ftol": 1e-13, "gtol": 1e-9, "maxiter": 2000},
+    )
+    return np.asarray(found.x, dtype=float)
+
+
+def best_draws(counts: ArrayLike, draws: int, seed: int) -> Floats:
+    """Accuracy, macro F1 and cross-entropy of the oracle for each posterior draw, (draws, 3).
+
+    BEST (Scruples): alpha is fitted to all items; an item's true distribution is drawn from
+    Dir(alpha + n_i). The oracle answers that distribution's most probable class (for accuracy
+    and macro F1 against the plurality of the votes, first one if tied) or the distribution
+    itself (for cross-entropy against the shares of the votes).
+
+    Raises:
+        ValueError: no votes at all, or a negative count.
+    """
+    n = _counts(counts)
+    n = n[n.sum(1) > 0]
+    alpha = fit_dirichlet_multinomial(n)
+    random = np.random.default_rng(seed)
+    gold, h, k = n.argmax(1), shares(n), n.shape[1]
+    out = np.zeros((draws, 3))
+    for draw in range(draws):
+        gamma = np.maximum(random.standard_gamma(alpha + n), np.finfo(float).tiny)
+        p = gamma / gamma.sum(1, keepdims=True)
+        answer = p.argmax(1)
+        out[draw] = (
+            (answer == gold).mean(),
+            f1(answer, gold, k),
+            -special.xlogy(h, p).sum(1).mean(),
+        )
+    return out
+
+
+def best(counts: ArrayLike, draws: int = 1000, seed: int = 0) -> Best:
+    """Scores that no predictor can be expected to beat, given how people disagree.
+
+    The mean over ``best_draws``; the spread of the draws gives an interval.
+    """
+    accuracy, macro_f1, loss = best_draws(counts, draws, seed).mean(0)
+    return Best(float(accuracy), float(macro_f1), float(loss))
+
+
+def f1(predicted: NDArray[np.int64], gold: NDArray[np.int64], k: int) -> float:
+    """Macro F1 over the classes that occur as prediction or as gold label."""
+    hits = np.bincount(gold[predicted == gold], minlength=k)
+    total = np.bincount(gold, minlength=k) + np.bincount(predicted, minlength=k)
+    present = total > 0
+    return float((2 * hits[present] / total[present]).mean())
+
+
+def fit_temperature(logits: ArrayLike, human: ArrayLike) -> float:
+    """T that minimises the mean cross-entropy of softmax(z / T) to the votes.
+
+    Fit on development items only and apply to the test items (papers.md 4.3).
+
+    Args:
+        logits: (n, k); logarithms of probabilities will do.
+        human: (n, k) counts or shares; rows without votes are left out.
+
+    Returns:
+        A temperature in [0.01, 100].
+
+    Raises:
+        ValueError: no votes, or logits that are not finite.
+    """
+    h = shares(human)
+    z = np.asarray(logits, dtype=float)
+    kept = ~np.isnan(h).any(1)
+    if z.shape != h.shape or not np.isfinite(z).all() or not kept.any():
+        raise ValueError("a temperature needs finite logits, (n, k), and at least one vote")
+    z, h = z[kept], h[kept]
+
+    def loss(log_t: float) -> float:
+        return float(-(h * special.log_softmax(z / np.exp(log_t), axis=1)).sum(1).mean())
+
+    return _minimum(loss, 0.01, 100)
+
+
+def fit_concentration(probs: ArrayLike, counts: ArrayLike) -> float:
+    """kappa that makes the votes most likely under alpha = kappa p, in [0.001, 10000].
+
+    For models that give probabilities but no certainty. Answers with probability 0 are lifted to
+    1e-10, so that one vote cannot decide the fit.
+
+    Raises:
+        ValueError: no votes at all.
+    """
+    n = _counts(counts)
+    p = np.maximum(_probabilities(probs, n), SMALLEST)
+    if not n.sum():
+        raise ValueError("there is not one vote to fit a concentration to")
+
+    def loss(log_kappa: float) -> float:
+        return float(dirichlet_multinomial_nll(np.exp(log_kappa) * p, n).mean())
+
+    return _minimum(loss, 1e-3, 1e4)
+
+
+def brier(probs: ArrayLike, human: ArrayLike) -> Floats:
+    """Expected Brier score of one vote per item, (n,): sum_j (p_j - d_j)^2 over votes d.
+
+    Equals |p - h|^2 plus the votes' own spread, 1 - |h|^2, which no model can lower.
+    """
+    h = shares(human)
+    p = _probabilities(probs, h)
+    return np.asarray(((p - h) ** 2).sum(1) + 1 - (h**2).sum(1), dtype=float)
+
+
+def jensen_shannon(probs: ArrayLike, human: ArrayLike) -> Floats:
+    """Jensen-Shannon distance (root of the divergence, base 2) per item, (n,), in [0, 1]."""
+    h = shares(human)
+    p = _probabilities(probs, h)
+    middle = (p + h) / 2
+    parts = special.rel_entr(p, middle).sum(1) + special.rel_entr(h, middle).sum(1)
+    return np.asarray(np.sqrt(np.maximum(parts, 0) / 2 / np.log(2)), dtype=float)
+
+
+def entropy(probs: ArrayLike) -> Floats:
+    """Entropy of each row in nats, (n,); rows are divided by their sum, a zero row is NaN."""
+    p = shares(probs)
+    return np.asarray(special.entr(p).sum(1), dtype=float)
+
+
+def reliability(probs: ArrayLike, labels: ArrayLike, bins: int = 10) -> list[Bin]:
+    """Bins of equal width of the confidence in the most probable answer.
+
+    Args:
+        probs: (n, k) probabilities; (n,) is the probability of class 1 of two.
+        labels: (n,) class numbers; or (n, k) votes, of which each item's shares count.
+        bins: how many; a confidence on an edge falls into the lower bin.
+
+    Returns:
+        Bins that hold items: mean confidence, how often (or by what share of the votes) the
+        answer was right, and the number of items.
+    """
+    p = np.asarray(probs, dtype=float)
+    if p.ndim == 1:
+        p = np.column_stack([1 - p, p])
+    y = np.asarray(labels)
+    if bins < 1 or len(p) != len(y):
+        raise ValueError(f"{len(p)} rows of probabilities, {len(y)} labels, {bins} bins")
+    if not len(p):
+        return []
+    answer, rows = p.argmax(1), np.arange(len(p))
+    confidence = p[rows, answer]
+    right = shares(y)[rows, answer] if y.ndim == 2 else (answer == y).astype(float)
+    place = np.clip(np.ceil(confidence * bins - 1e-12).astype(int) - 1, 0, bins - 1)
+    found = []
+    for number in range(bins):
+        inside = (place == number) & ~np.isnan(right)
+        if inside.any():
+            mean = float(confidence[inside].mean()), float(right[inside].mean())
+            found.append(Bin(*mean, int(inside.sum())))
+    return found
+
+
+def expected_calibration_error(probs: ArrayLike, labels: ArrayLike, bins: int = 10) -> float:
+    """Mean gap between confidence and frequency over bins, weighted by items (Guo et al. 2017).
+
+    See ``reliability`` for the arguments; no items give NaN.
+    """
+    found = reliability(probs, labels, bins)
+    n = sum(b.n for b in found)
+    return float(sum(b.n * abs(b.confidence - b.frequency) for b in found) / n) if n else np.nan
+
+
+def disagreement(counts: ArrayLike) -> list[str]:
+    """How divided the voters of each item were.
+
+    Five votes on two answers give ``unanimous``, ``4-1`` and ``3-2``; other numbers of votes
+    ``unanimous``, ``clear`` (at least 4 of 5 for the first answer), ``split`` and ``no-votes``.
+    """
+    table = _counts(counts)
+    total, top = table.sum(1), table.max(1, initial=0)
+    five = table.shape[1] == 2 and bool((total == 5).all())
+    names = []
+    for n, m in zip(total.tolist(), top.tolist(), strict=True):
+        if n == 0:
+            names.append("no-votes")
+        elif m == n:
+            names.append("unanimous")
+        elif five:
+            names.append(f"{m:.0f}-{n - m:.0f}")
+        else:
+            names.append("clear" if m >= 0.8 * n else "split")
+    return names
+
+
+# The scores of the authors' early public code, kept to show what each defect does to a table.
+
+
+def early_cross_entropy(probs: ArrayLike, human: ArrayLike) -> Floats:
+    """DEFECTIVE: probabilities taken for logits, -sum_k h_k log softmax(p)_k, (n,).
+
+    Lies in [0.3133, 1.3133] for two answers whatever the model says (papers.md 2.5, item 1).
+    """
+    h = np.asarray(human, dtype=float)
+    p = np.broadcast_to(np.asarray(probs, dtype=float), h.shape)
+    return np.asarray(-(h * special.log_softmax(p, axis=1)).sum(1), dtype=float)
+
+
+def early_dilemma_shares(counts: ArrayLike) -> Floats:
+    """DEFECTIVE: how often the *numbers* 1 and 0 occur in a pair of counts, over 2.
+
+    The field holds two counts and was read as a list of votes: 4-1 becomes (0.5, 0), 5-0 becomes
+    (0, 0.5) and 3-2 becomes (0, 0), whichever action the votes are against (papers.md 2.5,
+    item 2).
+    """
+    n = _counts(counts)
+    return np.column_stack([(n == 1).mean(1), (n == 0).mean(1)])
+
+
+def _minimum(loss: Callable[[float], float], low: float, high: float) -> float:
+    """Where a loss of the logarithm is least between two bounds."""
+    bounds = (math.log(low), math.log(high))
+    return math.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x)
+
+
+def _counts(counts: ArrayLike) -> Floats:
+    table = np.asarray(counts, dtype=float)
+    if table.ndim != 2:
+        raise ValueError(f"votes must be a table of items by answers, not of shape {table.shape}")
+    bad = np.flatnonzero(~(np.isfinite(table) & (table >= 0)).all(1))
+    if len(bad):
+        raise ValueError(f"row {bad[0]}: votes {table[bad[0]].tolist()} are not counts")
+    return table
+
+
+def _probabilities(probs: ArrayLike, like: Floats) -> Floats:
+    p = np.asarray(probs, dtype=float)
+    if p.shape not in (like.shape, like.shape[1:]):
+        raise ValueError(f"probabilities of shape {p.shape} against votes of shape {like.shape}")
+    if not ((p >= -1e-9) & (p <= 1 + 1e-9)).all():
+        raise ValueError("probabilities must lie in [0, 1]")
+    return np.broadcast_to(p, like.shape)
