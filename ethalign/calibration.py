@@ -236,7 +236,8 @@ def fit_concentration(probs: ArrayLike, counts: ArrayLike) -> float:
 def brier(probs: ArrayLike, human: ArrayLike) -> Floats:
     """Expected Brier score of one vote per item, (n,): sum_j (p_j - d_j)^2 over votes d.
 
-    Equals |p - h|^2 plus the votes' own spread, 1 - |h|^2, which no model can lower.
+    Equals ``sum_k (p_k - h_k)^2`` plus the votes' own spread ``1 - sum_k h_k^2``, which no
+    model can lower.
     """
     h = shares(human)
     p = _probabilities(probs, h)

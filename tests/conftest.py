@@ -43,9 +43,10 @@ def command(*arguments, **environment):
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """A folder in which the study has run."""
+    """A folder in which every study has run."""
     folder = tmp_path_factory.mktemp("runs")
-    done = command("run", "reasons", "--scale", "smoke", "--runs", folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "12 notebooks executed" in done.stdout
+    for study in config.studies():
+        done = command("run", study, "--scale", "smoke", "--runs", folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "12 notebooks executed" in done.stdout
     return folder

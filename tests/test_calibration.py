@@ -1,0 +1,191 @@
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ethalign import calibration, data, votes
+from ethalign.metrics import accuracy, macro_f1
+
+COUNTS = hnp.arrays(int, st.tuples(st.integers(1, 8), st.just(3)), elements=st.integers(0, 6))
+ALPHA = st.lists(st.floats(0.05, 20), min_size=3, max_size=3)
+
+
+@pytest.fixture(scope="module")
+def dilemmas(mirror):
+    return {split: data.load("dilemmas", split) for split in ("dev", "test")}
+
+
+@pytest.fixture(scope="module")
+def anecdotes(mirror):
+    return data.load("anecdotes-votes", "dev")
+
+
+@given(alpha=ALPHA, n=st.integers(0, 5))
+def test_probabilities_of_all_vote_sequences_sum_to_one(alpha, n):
+    """Every ordered sequence of n votes on three answers, one by one."""
+    sequences = itertools.product(range(3), repeat=n)
+    counts = np.array([np.bincount(s, minlength=3) if s else [0, 0, 0] for s in sequences])
+    total = np.exp(-calibration.dirichlet_multinomial_nll(alpha, counts)).sum()
+    assert total == pytest.approx(1, abs=1e-9)
+
+
+@given(counts=COUNTS, alpha=ALPHA, order=st.permutations(range(3)))
+def test_scores_do_not_depend_on_the_names_of_the_answers(counts, alpha, order):
+    p = np.array(alpha) / sum(alpha)
+    order = list(order)
+    for score in (
+        calibration.cross_entropy,
+        calibration.brier,
+        calibration.jensen_shannon,
+        lambda q, n: calibration.dirichlet_multinomial_nll(3 * q, n),
+    ):
+        before, after = score(p, counts), score(p[order], counts[:, order])
+        np.testing.assert_allclose(before, after, rtol=1e-9, atol=1e-9)
+
+
+@given(counts=COUNTS, alpha=ALPHA)
+def test_no_distribution_scores_better_than_the_votes_themselves(counts, alpha):
+    counts = counts[counts.sum(1) > 0]
+    p, own = np.array(alpha) / sum(alpha), calibration.shares(counts)
+    for score in (calibration.cross_entropy, calibration.brier, calibration.jensen_shannon):
+        assert (score(own, counts) <= score(p, counts) + 1e-9).all()
+
+
+def test_the_printed_figures_of_the_scruples_ceiling(anecdotes):
+    best = calibration.best(anecdotes[list(votes.FIVE)].to_numpy(), draws=1500, seed=0)
+    assert best.cross_entropy == pytest.approx(0.735, abs=0.002)
+    assert best.macro_f1 == pytest.approx(0.681, abs=0.002)
+    assert best.accuracy == pytest.approx(0.881, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("split", "accuracy_", "loss", "alpha"),
+    [("dev", 0.848, 0.494, (0.978, 0.949)), ("test", 0.845, 0.500, (1.037, 0.975))],
+)
+def test_the_ceiling_of_dilemmas(dilemmas, split, accuracy_, loss, alpha):
+    counts = votes.counts(dilemmas[split])
+    best = calibration.best(counts, draws=300, seed=0)
+    assert best.accuracy == pytest.approx(accuracy_, abs=0.002)
+    assert best.macro_f1 == pytest.approx(accuracy_, abs=0.002)
+    assert best.cross_entropy == pytest.approx(loss, abs=0.002)
+    fitted = calibration.fit_dirichlet_multinomial(counts)
+    np.testing.assert_allclose(fitted, alpha, atol=0.002)
+
+
+def test_further_people_agree_with_the_first_ones_as_recorded(dilemmas):
+    for split, expected, f1 in (("dev", 0.8068, 0.8067), ("test", 0.8038, 0.8036)):
+        frame = dilemmas[split]
+        gold = votes.counts(frame).argmax(1)
+        human = frame[["human1", "human2"]].to_numpy().argmax(1)
+        assert accuracy(human, gold).value == pytest.approx(expected, abs=5e-5)
+        assert macro_f1(human, gold, seed=0, draws=10).value == pytest.approx(f1, abs=2e-4)
+
+
+def test_the_constants_of_the_dirichlet_score(dilemmas, anecdotes):
+    counts = votes.counts(dilemmas["dev"])
+    half = np.array([0.5, 0.5])
+    for kappa, expected in ((0.1, 4.038), (1, 3.126), (2, 3.078), (4, 3.124), (10, 3.246)):
+        found = calibration.dirichlet_multinomial_nll(kappa * half, counts).mean()
+        assert found == pytest.approx(expected, abs=0.001)
+    patterns = calibration.dirichlet_multinomial_nll(half, [[5, 0], [4, 1], [3, 2]])
+    np.testing.assert_allclose(patterns, [1.402, 3.599, 4.447], atol=0.001)
+    both = votes.counts(anecdotes)
+    fitted = calibration.fit_dirichlet_multinomial(both)
+    np.testing.assert_allclose(fitted, [1.141, 0.427], atol=0.002)
+    nll = calibration.dirichlet_multinomial_nll(fitted, both).mean()
+    assert nll == pytest.approx(7.79, abs=0.01)
+
+
+def test_constant_predictors_of_anecdotes(anecdotes):
+    both, five = votes.counts(anecdotes), anecdotes[list(votes.FIVE)].to_numpy(float)
+    prior = calibration.shares(both).mean(0)
+    assert prior[0] == pytest.approx(0.747, abs=0.001)
+    assert calibration.cross_entropy(prior, both).mean() == pytest.approx(0.565, abs=0.001)
+    mean = calibration.shares(five).mean(0)
+    assert calibration.cross_entropy(mean, five).mean() == pytest.approx(1.137, abs=0.001)
+    assert calibration.cross_entropy(np.full(5, 0.2), five).mean() == pytest.approx(math.log(5))
+
+
+def test_an_empty_vote_is_undefined_for_one_score_and_certain_for_the_other():
+    assert math.isnan(calibration.cross_entropy([[0.5, 0.5]], [[0, 0]])[0])
+    assert calibration.dirichlet_multinomial_nll([1.0, 1.0], [[0, 0]])[0] == 0
+    assert calibration.disagreement([[0, 0], [5, 0]]) == ["no-votes", "unanimous"]
+
+
+def test_probability_zero_costs_nothing_or_everything():
+    loss = calibration.cross_entropy([[0.0, 1.0], [0.0, 1.0]], [[0, 5], [1, 4]])
+    assert loss.tolist() == [0, math.inf]
+    nll = calibration.dirichlet_multinomial_nll([[0.0, 1.0], [0.0, 1.0]], [[0, 5], [1, 4]])
+    assert nll.tolist() == [0, math.inf]
+
+
+@pytest.mark.parametrize("bad", [[[-1, 5]], [[math.nan, 1]], [1, 2]])
+def test_what_is_no_count_is_refused(bad):
+    with pytest.raises(ValueError, match="votes"):
+        calibration.cross_entropy([[0.5, 0.5]], bad)
+
+
+def test_no_votes_at_all_cannot_be_fitted():
+    for fit in (
+        calibration.fit_dirichlet_multinomial,
+        lambda n: calibration.fit_temperature(np.zeros((2, 2)), n),
+        lambda n: calibration.fit_concentration(np.full((2, 2), 0.5), n),
+    ):
+        with pytest.raises(ValueError, match="vote"):
+            fit([[0, 0], [0, 0]])
+
+
+def test_one_class_only_has_a_ceiling_all_the_same():
+    best = calibration.best([[5, 0], [3, 0]], draws=20)
+    assert best.accuracy == best.macro_f1 == 1
+    assert best.cross_entropy == pytest.approx(0, abs=1e-3)
+
+
+@given(t=st.floats(0.3, 3))
+@settings(deadline=None, max_examples=20)
+def test_temperature_undoes_a_known_scaling(t):
+    z = np.random.default_rng(0).normal(size=(300, 2))
+    h = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    assert calibration.fit_temperature(t * z, h) == pytest.approx(t, rel=0.01)
+
+
+def test_the_concentration_of_drawn_votes_is_found_again():
+    random = np.random.default_rng(0)
+    p = random.dirichlet([2, 2], 4000)
+    drawn = np.array([random.multinomial(5, random.dirichlet(3 * q + 1e-9)) for q in p])
+    assert calibration.fit_concentration(p, drawn) == pytest.approx(3, rel=0.1)
+
+
+def test_calibration_error_by_hand():
+    p = [[0.8, 0.2], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]]
+    # Bin (0.7, 0.8] is right half the time, bin (0.5, 0.6] always: |0.8-0.5|/2 + |0.6-1|/2.
+    assert calibration.expected_calibration_error(p, [0, 1, 1, 1], 10) == pytest.approx(0.35)
+    assert math.isnan(calibration.expected_calibration_error(np.zeros((0, 2)), [], 10))
+    shares = calibration.expected_calibration_error([[0.8, 0.2]], [[4, 1]], 10)
+    assert shares == pytest.approx(0, abs=1e-9), "80 % of the votes, said with 80 %"
+
+
+@given(counts=COUNTS)
+def test_calibration_error_stays_in_its_range(counts):
+    p = calibration.shares(counts + 1)
+    found = calibration.expected_calibration_error(p, counts.argmax(1), 7)
+    assert 0 <= found <= 1
+
+
+def test_the_early_scores_are_as_wrong_as_they_were():
+    h = np.array([[1.0, 0.0]])
+    low = calibration.early_cross_entropy([[1.0, 0.0]], h)[0]
+    high = calibration.early_cross_entropy([[0.0, 1.0]], h)[0]
+    assert [round(low, 4), round(high, 4)] == [0.3133, 1.3133]
+    early = calibration.early_dilemma_shares([[4, 1], [1, 4], [5, 0], [0, 5], [3, 2]])
+    assert early.tolist() == [[0.5, 0], [0.5, 0], [0, 0.5], [0, 0.5], [0, 0]]
+
+
+def test_votes_only_file_and_full_file_are_the_same_votes(mirror, dilemmas):
+    path = mirror / "scruples" / "label-counts" / "dev.scruples-dilemmas_label-counts.json"
+    assert json.loads(path.read_text()) == votes.counts(dilemmas["dev"]).astype(int).tolist()
