@@ -8,9 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import special
 
-from ethalign import calibration, encoders, metrics, records, scoring, votes
+from ethalign import (
+    calibration,
+    encoders,
+    endpoint,
+    metrics,
+    records,
+    scoring,
+    tuning,
+    votes,
+)
 from ethalign.calibration import Floats
 from ethalign.config import Run
 from ethalign.models import Loaded
@@ -37,14 +47,32 @@ class Scaling(NamedTuple):
     concentration: float
 
 
+def source(run: Run, where: Path) -> Loaded | endpoint.Client:
+    """Who is asked: the server that ``endpoint.url`` names, or the (tuned) local model.
+
+    Args:
+        run: the resolved configuration.
+        where: run folder, with ``adapter/`` if the run was tuned.
+    """
+    if run.endpoint.url:
+        return endpoint.Client(run.endpoint, run.model.id)
+    adapter = where / "adapter" if run.tuning.enabled else None
+    return tuning.with_adapter(run.model, adapter, seed=run.seed)
+
+
 def predict(
-    run: Run, loaded: Loaded, tables: dict[str, pd.DataFrame], path: Path, *, fresh: bool
+    run: Run,
+    model: Loaded | endpoint.Client,
+    tables: dict[str, pd.DataFrame],
+    path: Path,
+    *,
+    fresh: bool,
 ) -> pd.DataFrame:
     """Log-probabilities of both answers for every row, batch by batch, into a JSONL file.
 
     Args:
         run: the questions and their answers.
-        loaded: the model to ask.
+        model: the local model or the server to ask.
         tables: part (``test``, ``held-out``) to table of votes.
         path: ``predictions.jsonl``; complete rows in it are kept unless ``fresh``.
         fresh: start anew.
@@ -53,7 +81,8 @@ def predict(
         A row per item: ``part, id, dataset, stratum, votes1, votes2, gold, verdict`` and the log
         of the raw mass on each answer, summed over its spellings: ``logp1, logp2`` as the file
         has the pair, and for dilemmas ``swapped1, swapped2`` with the actions swapped. The
-        numbers always belong to answer 1 and 2 of the file.
+        numbers always belong to answer 1 and 2 of the file. Behind a server also ``bounded``: the
+        number of orders in which an answer was not listed and its mass is an upper bound.
     """
     if fresh:
         path.unlink(missing_ok=True)
@@ -63,13 +92,19 @@ def predict(
     for part, table in tables.items():
         chunks = (table.iloc[s : s + size] for s in range(0, len(table), size))
         work += [(part, c) for c in chunks if not all((part, i) in done for i in c["id"])]
+    if isinstance(model, endpoint.Client):
+        model.permit(len(_orders(run)) * sum(len(chunk) for _, chunk in work))
     for part, chunk in records.progress(work, len(work), "scoring", "batch"):
-        records.append_rows(path, _ask(run, loaded, part, chunk))
+        records.append_rows(path, _ask(run, model, part, chunk))
     rows = pd.DataFrame(records.read_rows(path))
     return rows.drop_duplicates(["part", "id"], keep="last").reset_index(drop=True)
 
 
-def _ask(run: Run, loaded: Loaded, part: str, chunk: pd.DataFrame) -> Rows:
+def _orders(run: Run) -> tuple[str, ...]:
+    return ("logp", "swapped") if run.votes.dataset == "dilemmas" else ("logp",)
+
+
+def _ask(run: Run, model: Loaded | endpoint.Client, part: str, chunk: pd.DataFrame) -> Rows:
     names = votes.ANSWERS[run.votes.dataset]
     rows = [
         {
@@ -83,14 +118,19 @@ def _ask(run: Run, loaded: Loaded, part: str, chunk: pd.DataFrame) -> Rows:
         }
         for row, stratum in zip(chunk.to_dict("records"), votes.strata(chunk), strict=True)
     ]
-    orders = ("logp", "swapped") if run.votes.dataset == "dilemmas" else ("logp",)
-    for order in orders:
+    for order in _orders(run):
         swapped = order == "swapped"
         asked = [
-            votes.question(run, row, swapped=swapped, tokenizer=loaded.tokenizer)
+            votes.question(run, row, swapped=swapped, tokenizer=model.tokenizer)
             for row in chunk.to_dict("records")
         ]
-        mass = answer_logprobs(run, loaded, asked)
+        if isinstance(model, endpoint.Client):
+            one, two = (answer[0].strip() for answer in votes.spellings(run))
+            mass, bounded = model.answers(asked, (one, two))
+            for row, bound in zip(rows, bounded, strict=True):
+                row["bounded"] = row.get("bounded", 0) + int(bound)
+        else:
+            mass = answer_logprobs(run, model, asked)
         for row, pair in zip(rows, mass[:, ::-1] if swapped else mass, strict=True):
             row |= {f"{order}{k}": round(float(v), 5) for k, v in enumerate(pair, 1)}
     for row, p in zip(rows, probabilities(pd.DataFrame(rows)), strict=True):
@@ -249,6 +289,9 @@ def summarise(run: Run, predictions: pd.DataFrame) -> tuple[Rows, Scaling]:
         add("first_position", "share", metrics.bootstrap(np.mean, first, **draws))
         flips = int((one.argmax(1) != two.argmax(1)).sum())
         add("order_flips", "share", metrics.share(flips, len(test)))
+    if "bounded" in test:
+        missing = int((test["bounded"] > 0).sum())
+        add("answer_bounded", "share", metrics.share(missing, len(test)))
     for name, values in early_scores(mass, votes.counts(test)).items():
         add(f"early_{name}", "nats", metrics.bootstrap(np.mean, values, **draws))
     for name, value in scaling._asdict().items():
@@ -285,18 +328,27 @@ def floors(run: Run, rows: votes.Splits) -> Rows:
     n = len(test)
     prior = calibration.fit_dirichlet_multinomial(train)
     mean = calibration.shares(train).mean(0)
-    top = np.eye(2)[int(train.argmax(1).mean() >= 0.5)]
-    scaled = {
-        name: np.tile(p, (n, 1))
-        for name, p in (("uniform", np.full(2, 0.5)), ("mean-votes", mean))
-    }
     out: Rows = []
-    for name, p in scaled.items():
+    for name, p in (("uniform", np.full(2, 0.5)), ("mean-votes", mean)):
         alpha = np.tile(prior, (n, 1)) if name == "mean-votes" else None
-        out += score_rows(run, name, test, p, alpha=alpha)
+        out += score_rows(run, name, test, np.tile(p, (n, 1)), alpha=alpha)
     # A certain answer has no finite cross-entropy; only its labels are scored.
-    certain = score_rows(run, "majority", test, np.tile(top, (n, 1)))
-    return out + [r for r in certain if r["metric"] in ("accuracy", "macro_f1")]
+    top = np.full(n, int(train.argmax(1).mean() >= 0.5))
+    return out + label_rows(run, "majority", str(test["dataset"].iloc[0]), top, votes.counts(test))
+
+
+def label_rows(
+    run: Run, variant: str, dataset: str, answer: NDArray[np.int64], counts: Floats
+) -> Rows:
+    """Accuracy and macro F1 of answers (n,) against the majority of the votes."""
+    named = run.model_copy(update={"variant": variant})
+    gold = counts.argmax(1)
+    draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
+    found = {
+        "accuracy": metrics.accuracy(answer, gold),
+        "macro_f1": metrics.macro_f1(answer, gold, **draws),
+    }
+    return [records.row(named, dataset, "all", key, v, "share") for key, v in found.items()]
 
 
 def best_rows(run: Run, dataset: str, counts: Floats) -> Rows:
@@ -320,15 +372,8 @@ def best_rows(run: Run, dataset: str, counts: Floats) -> Rows:
 
 def human_rows(run: Run, dataset: str, frame: pd.DataFrame) -> Rows:
     """The majority of five further people against the majority of the first five."""
-    extra = frame[["human1", "human2"]].to_numpy(float)
-    gold, answer = votes.counts(frame).argmax(1), extra.argmax(1)
-    named = run.model_copy(update={"variant": "human"})
-    draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
-    found = {
-        "accuracy": metrics.accuracy(answer, gold),
-        "macro_f1": metrics.macro_f1(answer, gold, **draws),
-    }
-    return [records.row(named, dataset, "all", key, v, "share") for key, v in found.items()]
+    answer = frame[["human1", "human2"]].to_numpy(float).argmax(1)
+    return label_rows(run, "human", dataset, answer, votes.counts(frame))
 
 
 def table(frame: pd.DataFrame, run: Run) -> pd.DataFrame:

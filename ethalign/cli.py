@@ -146,7 +146,7 @@ def compare(
 
 
 def _table(table: Any) -> str:
-    from ethalign.tables import shown
+    from ethalign.plots import shown
 
     heads = ("paper", "data", "metric", "paper", "ours", "95 % interval", "verdict")
     rows: list[tuple[str, ...]] = [heads]

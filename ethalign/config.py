@@ -155,6 +155,19 @@ class Votes(Section):
     bins: int = Field(10, ge=1, description="of reliability diagrams")
 
 
+class Endpoint(Section):
+    """An OpenAI-compatible server in the place of a local model."""
+
+    url: str | None = Field(None, description="base URL, e.g. http://localhost:8000/v1")
+    key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key")
+    top: int = Field(20, ge=2, le=20, description="log-probabilities asked for per token")
+    max_requests: int = Field(6000, ge=1, description="refuse to send more: the guard of costs")
+    per_minute: int = Field(600, ge=1, description="requests a minute")
+    timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
+    retries: int = Field(5, ge=0, description="after 429, 5xx, time-outs and broken answers")
+    wait: float = Field(1.0, ge=0, description="seconds, the first pause before a retry")
+
+
 class Run(Section):
     """One run: study, variant, scale and seed, with every parameter resolved."""
 
@@ -169,6 +182,7 @@ class Run(Section):
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
     votes: Votes = Votes()
+    endpoint: Endpoint = Endpoint()
 
     def hash(self, *keys: str) -> str:
         """First 16 hex digits of SHA-256 over the named blocks or dotted keys (default all)."""
@@ -190,7 +204,7 @@ def digest(settings: Mapping[str, Any]) -> str:
 # The variant that holds everything but the language models, by study.
 BASE = {"ambiguity": "ceiling", "reasons": "baselines"}
 # Blocks that one study reads and the others refuse.
-ONLY = {"votes": "ambiguity"}
+ONLY = {"endpoint": "ambiguity", "votes": "ambiguity"}
 _TRAIN = "source train columns labels limit_train repair_encoding shuffle_labels"
 # What each stage reads. A change elsewhere does not make it run again.
 DEPENDS: dict[str, tuple[str, ...]] = {

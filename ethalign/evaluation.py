@@ -41,7 +41,7 @@ def inputs(
     stage: str,
     train: pd.DataFrame,
     tests: dict[str, pd.DataFrame],
-    loaded: Loaded | None = None,
+    loaded: Any = None,
 ) -> dict[str, Any]:
     """What a stage's result follows from: settings, data and model hashes, for ``run.json``.
 

@@ -165,8 +165,15 @@ def preflight(run: config.Run, *, here: bool = True) -> None:
         votes.splits(run)
     else:
         data.splits(run)
-    models.known(run.model.id)
     models.known(run.baselines.encoder)
+    if run.endpoint.url:
+        if run.tuning.enabled or run.prompt.template != "plain":
+            raise UserError(
+                "a model behind an endpoint is asked as it is, with prompt.template=plain; run it"
+                " with --variant zero-shot."
+            )
+        return
+    models.known(run.model.id)
     if here and run.model.quantization == "nf4":
         models.need_four_bits(models.choose_device(run.model.device)[0])
 

@@ -39,6 +39,13 @@ def style() -> None:
     )
 
 
+def mark(axes: Axes, note: str) -> Axes:
+    """Write a remark into the upper right corner of a figure, such as what its data are not."""
+    if note:
+        axes.set_title(note, loc="right", fontsize="small", color="#555555", style="italic")
+    return axes
+
+
 def lengths(table: pd.DataFrame) -> Axes:
     """Words per statement, by label, for a table with ``statement`` and ``label``."""
     import matplotlib.pyplot as plt
@@ -151,20 +158,24 @@ def _offset(k: int, groups: int) -> float:
     return (k - (groups - 1) / 2) * 0.22
 
 
-def show(rows: pd.DataFrame, index: Sequence[str], columns: str, digits: int = 1) -> pd.DataFrame:
-    """Metrics rows as a table of ``value [low, high]`` in per cent, for a page.
+def shown(value: float, unit: str) -> str:
+    """A number as a page shows it: shares in per cent, everything else as it is."""
+    return f"{100 * value:.1f}" if unit == "share" else f"{value:.3f}"
+
+
+def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame:
+    """Metrics rows as a table of ``value [low, high]``, for a page; shares are in per cent.
 
     Args:
         rows: metrics rows; one per (index, columns).
         index: columns that become the rows' names.
         columns: column whose values become columns.
-        digits: after the point.
     """
 
     def cell(row: Any) -> str:
         if row["value"] != row["value"] or row["value"] is None:
             return "undefined"
-        value, low, high = (f"{100 * row[key]:.{digits}f}" for key in ("value", "low", "high"))
+        value, low, high = (shown(row[key], row["unit"]) for key in ("value", "low", "high"))
         return f"{value} [{low}, {high}]"
 
     if rows.empty:

@@ -77,7 +77,7 @@ def reported(study: str) -> str:
     metric = table["metric"].str.replace("_", " ")
     table["column"] = table["dataset"].str.upper() + " " + metric
     table["shown"] = [
-        shown(v, unit) for v, unit in zip(table["value"], table["unit"], strict=True)
+        plots.shown(v, unit) for v, unit in zip(table["value"], table["unit"], strict=True)
     ]
     wide = table.pivot(index="row", columns="column", values="shown")
     wide = wide.reindex(table["row"].unique())[table["column"].unique()]
@@ -101,7 +101,7 @@ def comparison(study: str, reference: pd.DataFrame) -> pd.DataFrame:
             "data": table["dataset"],
             "metric": table["metric"],
             "reported": [
-                shown(v, unit)
+                plots.shown(v, unit)
                 for v, unit in zip(table["value_reported"], table["unit"], strict=True)
             ],
             "ours": [_cell(row) for row in table.to_dict("records")],
@@ -119,13 +119,8 @@ def _cell(row: dict[Any, Any]) -> str:
     value, low, high = (row[key] for key in ("value", "low", "high"))
     if value != value:
         return ""
-    value, low, high = (shown(x, row["unit"]) for x in (value, low, high))
+    value, low, high = (plots.shown(x, row["unit"]) for x in (value, low, high))
     return f"{value} [{low}, {high}]"
-
-
-def shown(value: float, unit: str) -> str:
-    """A number as a page shows it: shares in per cent, everything else as it is."""
-    return f"{100 * value:.1f}" if unit == "share" else f"{value:.3f}"
 
 
 def claims(homes: dict[str, Path], seed: int = 0) -> pd.DataFrame:

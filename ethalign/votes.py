@@ -184,6 +184,11 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def remark(frame: pd.DataFrame) -> str:
+    """What every figure made from a table must say: that a sample's votes were never cast."""
+    return "illustrative votes" if str(frame.attrs["dataset"]).startswith("sample") else ""
+
+
 def counts(frame: pd.DataFrame) -> calibration.Floats:
     """Votes of a table, (n, 2)."""
     return frame[list(PAIR)].to_numpy(dtype=float)
