@@ -22,7 +22,7 @@ from ethalign import (
     votes,
 )
 from ethalign.calibration import Floats
-from ethalign.config import Run
+from ethalign.config import ROOT, Baselines, Run, read_yaml
 from ethalign.models import Loaded
 
 Rows = list[dict[str, Any]]
@@ -398,7 +398,7 @@ def encode(run: Run, path: Path, rows: votes.Splits, loss: encoders.Loss) -> pd.
         loss: see ``encoders.fit``.
 
     Returns:
-        Rows as of ``table`` with ``part`` and logits ``z1, z2``.
+        Rows as of ``table`` with ``part``, logits ``z1, z2`` and ``verdict``.
     """
     ranked = run.votes.dataset == "dilemmas"
     columns = ("first", "second") if ranked else ("title", "text")
@@ -417,14 +417,54 @@ def encode(run: Run, path: Path, rows: votes.Splits, loss: encoders.Loss) -> pd.
         ranked=ranked,
         epochs=run.baselines.encoder_epochs,
         lr=run.baselines.encoder_lr,
+        batch_size=run.baselines.encoder_batch_size,
+        weight_decay=run.baselines.encoder_weight_decay,
+        warmup=run.baselines.encoder_warmup,
         seed=run.seed,
     )
     parts = []
     for part, frame in (("held-out", rows.held_out), ("test", rows.test)):
         one, two = texts(frame)
         z = encoders.logits(fitted, one, pairs=two, ranked=ranked)
-        parts.append(table(frame, run).assign(part=part, z1=z[:, 0], z2=z[:, 1]))
+        names = np.array(votes.ANSWERS[run.votes.dataset])
+        found = {"part": part, "z1": z[:, 0], "z2": z[:, 1], "verdict": names[z.argmax(1)]}
+        parts.append(table(frame, run).assign(**found))
     return pd.concat(parts, ignore_index=True)
+
+
+def search(run: Run, path: Path, rows: votes.Splits, loss: encoders.Loss) -> Run:
+    """The run with the encoder settings that did best of ``baselines.encoder_trials`` draws.
+
+    Settings are drawn from ``configs/search.yaml`` (the space of Scruples). A trial's score is
+    the cross-entropy on held-out rows after temperature scaling; one that diverged scores 5.
+    """
+    space = read_yaml(ROOT / "configs" / "search.yaml")
+    best, chosen = np.inf, run
+    for trial in range(run.baselines.encoder_trials):
+        random = np.random.default_rng([run.seed, trial])
+        drawn = {name: _draw(random, *next(iter(how.items()))) for name, how in space.items()}
+        settings = Baselines.model_validate(run.baselines.model_dump() | drawn)
+        tried = run.model_copy(update={"baselines": settings})
+        found = encode(tried, path, rows, loss)
+        fit = found[found["part"] == "held-out"]
+        z, counts = fit[["z1", "z2"]].to_numpy(float), votes.counts(fit)
+        score = 5.0
+        if np.isfinite(z).all():
+            scaled = special.softmax(z / calibration.fit_temperature(z, counts), axis=1)
+            score = float(calibration.cross_entropy(scaled, counts).mean())
+        if score < best:
+            best, chosen = score, tried
+    return chosen
+
+
+def _draw(random: np.random.Generator, kind: str, ends: list[float]) -> float | int:
+    low, high = ends
+    if kind == "log":
+        return float(np.exp(random.uniform(np.log(low), np.log(high))))
+    if kind == "uniform":
+        return float(random.uniform(low, high))
+    whole = int(random.integers(int(low), int(high) + 1))
+    return 2**whole if kind == "power" else whole
 
 
 def encoder_rows(run: Run, variant: str, found: pd.DataFrame) -> Rows:

@@ -130,6 +130,12 @@ class Baselines(Section):
     encoder: str = Field("minilm-l6", description="encoder of the classifier and the judge")
     encoder_epochs: int = Field(4, ge=1)
     encoder_lr: float = Field(1.0e-4, gt=0)
+    encoder_batch_size: int = Field(16, ge=1)
+    encoder_weight_decay: float = Field(0.01, ge=0)
+    encoder_warmup: float = Field(0.1, ge=0, le=1, description="share of updates")
+    encoder_trials: int = Field(
+        0, ge=0, description="ambiguity: try this many draws from configs/search.yaml; 0 for none"
+    )
     judge_epochs: int = Field(3, ge=1)
     judge_rows: int | None = Field(None, ge=8, description="training statements for the judge")
 

@@ -36,6 +36,8 @@ def fit(
     epochs: int = 4,
     lr: float = 1e-4,
     batch_size: int = 16,
+    weight_decay: float = 0.01,
+    warmup: float = 0.1,
     seed: int = 0,
     max_length: int = 256,
 ) -> Encoder:
@@ -53,7 +55,8 @@ def fit(
         pairs: n second texts, for classifiers of pairs.
         ranked: texts and pairs are alternatives: each gets one score, and softmax goes over the
             two scores (the ranker of Scruples), so that their order cannot matter.
-        epochs, lr, batch_size: AdamW with linear warm-up over a tenth and linear decay.
+        epochs, lr, batch_size, weight_decay: of AdamW.
+        warmup: share of the updates with rising learning rate; it falls linearly afterwards.
         seed: draws the new head, dropout and the order of rows.
         max_length: tokens per row.
 
@@ -82,8 +85,8 @@ def fit(
     model.train()
     lengths = [len(t) for t in texts]
     plan = [g for e in range(epochs) for g in batches(lengths, batch_size, seed + e)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    schedule = get_scheduler("linear", optimizer, len(plan) // 10, len(plan))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = get_scheduler("linear", optimizer, int(warmup * len(plan)), len(plan))
     # Twice as fast where the processor multiplies bfloat16; weights stay in float32.
     half = models.choose_dtype("auto", "cpu")[0] == "bfloat16"
     goal = torch.tensor(wanted, dtype=torch.long if loss == "hard" else torch.float32)

@@ -14,6 +14,8 @@ from ethalign import metrics, plots, records
 from ethalign.config import ROOT
 
 VERDICTS = "claim data stratum difference low high p holm n verdict".split()  # noqa: SIM905
+# The data set that a study's prose speaks of.
+MAIN = {"ambiguity": "dilemmas", "reasons": "dfar"}
 # (claim, better, worse): what Beyond Labels says of classification.
 CLAIMS = (
     ("L+R beats L", "LR", "L"),
@@ -50,7 +52,8 @@ def facts(study: str, scale: str = "small") -> dict[str, Any]:
 
     Returns:
         ``leak``: counts of the overlap audit; ``classes``: stratum to counts of both labels;
-        empty where no reference run is committed.
+        ``scores``: variant to metric to value over all items of the study's main data set, with
+        ``_`` for ``-`` in names; empty where no reference run is committed.
     """
     reference = records.published(study, scale)
     rows = reference[(reference["variant"] == "audit") & (reference["dataset"] == "dfar")]
@@ -68,7 +71,12 @@ def facts(study: str, scale: str = "small") -> dict[str, Any]:
         for name, part in parts.items():
             counts = part["gold"].value_counts()
             classes[name] = {"n": len(part), **{str(k): int(v) for k, v in counts.items()}}
-    return {"leak": leak, "classes": classes}
+    scores: dict[str, dict[str, str]] = {}
+    own = reference[(reference["dataset"] == MAIN[study]) & (reference["stratum"] == "all")]
+    for row in own.to_dict("records"):
+        value = plots.shown(row["value"], row["unit"])
+        scores.setdefault(row["variant"].replace("-", "_"), {})[row["metric"]] = value
+    return {"leak": leak, "classes": classes, "scores": scores}
 
 
 def reported(study: str) -> str:

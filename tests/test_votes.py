@@ -316,3 +316,16 @@ def test_claims_are_judged_from_predictions(tmp_path):
     found = tables.vote_claims({"here": tmp_path}).set_index("claim")["verdict"]
     assert found["soft improves cross-entropy"] == "holds"
     assert found["hard improves cross-entropy"] == "not shown"
+
+
+def test_a_search_draws_from_the_space_and_keeps_the_best():
+    from ethalign import models
+
+    run = study("ceiling", baselines__encoder_trials=3, data__limit_train=8)
+    found = votes.splits(run)
+    path = models.encoder("random-tiny", 0)
+    chosen = ambiguity.search(run, path, found, "soft").baselines
+    assert chosen != run.baselines
+    assert 1e-8 <= chosen.encoder_lr <= 1e-2
+    assert chosen.encoder_batch_size in [2**k for k in range(3, 11)]
+    assert ambiguity.search(run, path, found, "soft").baselines == chosen
