@@ -91,6 +91,11 @@ def fit(
     model = adapt(loaded, settings)
     trained = [p for p in model.parameters() if p.requires_grad]
     plan = _Plan(loaded.tokenizer, rows, settings, seed)
+    if not plan.updates:
+        raise UserError(
+            f"no row reaches its answer within tuning.max_length={settings.max_length} tokens;"
+            " raise it, or shorten the texts."
+        )
     accelerator = Accelerator()
     optimizer = _optimizer(trained, settings)
     schedule = _schedule(optimizer, settings, plan.updates)

@@ -132,7 +132,7 @@ def _anecdotes(split: str, source: str) -> pd.DataFrame:
         for item in _lines(path)
     ]
     frame = pd.DataFrame(table, columns=["id", "title", "text", *FIVE])
-    return data.stamp(frame, "anecdotes", path)
+    return data.stamp(frame, f"anecdotes{'-excerpt' if split == 'excerpt' else ''}", path)
 
 
 def _anecdote_votes(split: str, source: str) -> pd.DataFrame:
@@ -185,8 +185,11 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def remark(frame: pd.DataFrame) -> str:
-    """What every figure made from a table must say: that a sample's votes were never cast."""
-    return "illustrative votes" if str(frame.attrs["dataset"]).startswith("sample") else ""
+    """What every figure made from a table must say of its votes; empty if there is nothing."""
+    name = str(frame.attrs["dataset"])
+    if name == "anecdotes-excerpt":
+        return "60 stories chosen for clear votes; more need the download"
+    return "illustrative votes: nobody cast them" if name.startswith("sample") else ""
 
 
 def counts(frame: pd.DataFrame) -> calibration.Floats:

@@ -117,6 +117,10 @@ def test_targets_may_be_drawn_anew_each_epoch(fresh_tiny, tmp_path):
 def test_no_rows_and_a_loss_that_explodes_are_refused(fresh_tiny, tmp_path):
     with pytest.raises(UserError, match="not one row"):
         tuning.fit(fresh_tiny, [], settings(), tmp_path, seed=0)
+    with pytest.raises(UserError, match=r"tuning\.max_length=8"):
+        tuning.fit(
+            fresh_tiny, [tuning.Example("x" * 99, " y")], settings(max_length=8), tmp_path, seed=0
+        )
     wild = settings(lr=1e30, max_grad_norm=1e30, schedule="constant")
     with pytest.raises(UserError, match=r"lower tuning\.lr"):
         tuning.fit(fresh_tiny, ROWS, wild, tmp_path, seed=0)
