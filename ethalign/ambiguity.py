@@ -376,6 +376,46 @@ def human_rows(run: Run, dataset: str, frame: pd.DataFrame) -> Rows:
     return label_rows(run, "human", dataset, answer, votes.counts(frame))
 
 
+def vote_rows(run: Run, dataset: str, counts: Floats, names: tuple[str, ...]) -> Rows:
+    """Facts about votes, under the variant ``votes``, so that a page can show them without data.
+
+    How many items and votes, their median, the shares of items with one vote and of unanimous
+    ones; for each answer how often it has most votes (``top_``) and its fitted concentration
+    (``alpha_``); the cross-entropy of the mean votes and of equal shares; and for two answers
+    how the share of the second is spread over tenths (``tenth_``, items with five votes or more).
+
+    Args:
+        run: names study and seed.
+        dataset: name in the rows.
+        counts: (n, k) votes.
+        names: of the k answers.
+    """
+    named = run.model_copy(update={"variant": "votes"})
+    counts = counts[counts.sum(1) > 0]
+    n, total, h = len(counts), counts.sum(1), calibration.shares(counts)
+    facts: dict[str, tuple[str, float]] = {
+        "items": ("number", n),
+        "votes": ("number", total.sum()),
+        "median_votes": ("number", np.median(total)),
+        "one_vote": ("share", (total == 1).mean()),
+        "unanimous": ("share", (counts.max(1) == total).mean()),
+    }
+    alpha, top = calibration.fit_dirichlet_multinomial(counts), counts.argmax(1)
+    for k, name in enumerate(names):
+        facts[f"top_{name}"] = ("share", (top == k).mean())
+        facts[f"alpha_{name}"] = ("number", alpha[k])
+    for name, p in (("mean", h.mean(0)), ("uniform", np.full(len(names), 1 / len(names)))):
+        facts[f"cross_entropy_{name}"] = ("nats", calibration.cross_entropy(p, counts).mean())
+    if len(names) == 2:
+        spread, _ = np.histogram(h[total >= 5, 1], bins=10, range=(0, 1))
+        for k, share in enumerate(spread / max(1, spread.sum())):
+            facts[f"tenth_{k}"] = ("share", share)
+    return [
+        records.row(named, dataset, "all", key, metrics.Estimate(v, np.nan, np.nan, n), unit)
+        for key, (unit, v) in facts.items()
+    ]
+
+
 def table(frame: pd.DataFrame, run: Run) -> pd.DataFrame:
     """``id, dataset, stratum, votes1, votes2, gold`` of a table of votes."""
     names = votes.ANSWERS[run.votes.dataset]
