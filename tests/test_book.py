@@ -93,6 +93,13 @@ def test_every_printed_figure_of_the_paper_is_on_the_page(texts):
     assert "89.4" in texts["reasons/index.html"]
 
 
+def test_pages_made_from_invented_votes_say_so(texts):
+    pages = [n for n in texts if n.startswith("_runs/ambiguity/") and "finetune" not in n]
+    assert len(pages) >= 8
+    for name in pages:
+        assert "illustrative votes: nobody cast them" in " ".join(texts[name].split()), name
+
+
 def test_pages_of_variants_can_be_told_apart(built):
     titles = [
         re.search(r"<title>(.*?)</title>", path.read_text(encoding="utf-8"), re.S)[1]
@@ -108,8 +115,8 @@ def test_formulas_are_part_of_the_page(built):
 
 
 def test_executed_pages_say_what_was_run(texts):
-    for stage in ("evaluate-LR", "finetune-LR", "baselines"):
-        text = " ".join(texts[f"_runs/reasons/{stage}.html"].split())
+    for stage in ("reasons/evaluate-LR", "reasons/baselines", "ambiguity/finetune-soft"):
+        text = " ".join(texts[f"_runs/{stage}.html"].split())
         assert re.search(r"seed 0.* s; ethalign .*commit", text), stage
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -16,6 +17,8 @@ from conftest import command
 from ethalign import config, data, evaluation, pipeline, publishing, records, tables
 from ethalign.config import ROOT, UserError
 
+DRAWING = ["lengths", "losses", "log_odds", "intervals", "vote_patterns", "reliability"]
+DRAWING += ["by_disagreement", "order_bias"]
 VARIANTS = ["pretrained", "L", "LR", "R-then-L", "shuffled"]
 
 
@@ -24,9 +27,10 @@ def home(runs):
     return runs / "smoke" / "reasons"
 
 
-def test_a_second_run_executes_nothing(runs):
+@pytest.mark.parametrize("study", config.studies())
+def test_a_second_run_executes_nothing(runs, study):
     start = time.monotonic()
-    done = command("run", "reasons", "--scale", "smoke", "--runs", runs)
+    done = command("run", study, "--scale", "smoke", "--runs", runs)
     assert "everything is up to date" in done.stdout
     assert time.monotonic() - start < 15
 
@@ -78,11 +82,14 @@ def test_accuracy_follows_from_the_predictions(home):
         )
 
 
-def test_executed_notebooks_hold_figures_and_no_error(home):
+@pytest.mark.parametrize("study", config.studies())
+def test_executed_notebooks_hold_figures_and_no_error(runs, study):
+    home = runs / "smoke" / study
     for path in [*home.glob("*.ipynb"), *home.glob("*/0/*.ipynb")]:
         cells = json.loads(path.read_text())["cells"]
         outputs = [o for c in cells for o in c.get("outputs", [])]
         assert not [o for o in outputs if o["output_type"] == "error"], path
+        assert not [o for o in outputs if o.get("name") == "stderr" and "Warn" in str(o)], path
         if path.stem != "results":
             assert any("image/png" in o.get("data", {}) for o in outputs), path
     assert len(list(home.glob("*.ipynb"))) == 2
@@ -94,24 +101,39 @@ def test_every_figure_has_a_text_for_those_who_do_not_see_it():
             if "plots." in "".join(cell["source"]) and "plots.style" not in "".join(
                 cell["source"]
             ):
-                draws = any(
-                    f"plots.{f}(" in "".join(cell["source"])
-                    for f in ("lengths", "losses", "log_odds", "intervals")
-                )
+                draws = any(f"plots.{f}(" in "".join(cell["source"]) for f in DRAWING)
                 alt = cell["metadata"].get("mystnb", {}).get("image", {}).get("alt", "")
                 assert not draws or len(alt) > 20, (path, cell["id"])
 
 
-def test_the_same_seed_gives_the_same_bytes(home, tmp_path):
-    done = command("run", "reasons", "--scale", "smoke", "--runs", tmp_path, "--variant", "LR")
+@pytest.mark.parametrize(
+    ("study", "variant"), [("reasons", "LR"), ("ambiguity", "sampled")], ids=lambda v: v
+)
+def test_the_same_seed_gives_the_same_bytes(runs, tmp_path, study, variant):
+    done = command("run", study, "--scale", "smoke", "--runs", tmp_path, "--variant", variant)
     assert done.returncode == 0, done.stderr
-    for variant, name in (
-        ("LR", "metrics.json"),
-        ("LR", "predictions.jsonl"),
-        ("baselines", "metrics.json"),
-    ):
-        again = tmp_path / "smoke" / "reasons" / variant / "0" / name
-        assert again.read_bytes() == (home / variant / "0" / name).read_bytes()
+    for name in (f"{variant}/0/metrics.json", f"{variant}/0/predictions.jsonl"):
+        first, again = (folder / "smoke" / study / name for folder in (runs, tmp_path))
+        assert again.read_bytes() == first.read_bytes()
+    base = f"smoke/{study}/{config.BASE[study]}/0/metrics.json"
+    assert (tmp_path / base).read_bytes() == (runs / base).read_bytes()
+
+
+def test_scores_against_votes_follow_from_the_predictions(runs):
+    """Recomputed with plain numpy from what the model said of each pair."""
+    folder = runs / "smoke" / "ambiguity" / "soft" / "0"
+    rows = pd.DataFrame(records.read_rows(folder / "predictions.jsonl"))
+    test = rows[rows["part"] == "test"]
+    p = 1 / (1 + np.exp(test["logp2"] - test["logp1"]))
+    turned = 1 / (1 + np.exp(test["swapped2"] - test["swapped1"]))
+    p, h = (p + turned) / 2, test["votes1"] / (test["votes1"] + test["votes2"])
+    expected = -(h * np.log(p) + (1 - h) * np.log(1 - p)).mean()
+    table = records.metrics([folder / "metrics.json"])
+    whole = table[table["stratum"] == "all"].set_index("metric")["value"]
+    assert whole["cross_entropy"] == pytest.approx(expected, abs=1e-5)
+    assert whole["accuracy"] == pytest.approx(((p >= 0.5) == (h >= 0.5)).mean())
+    parts = table[table["metric"] == "accuracy"].set_index("stratum")["n"]
+    assert parts["all"] == parts.drop("all").sum() == len(test)
 
 
 def test_only_what_depends_on_a_parameter_runs_again(runs, home):
