@@ -82,6 +82,13 @@ def test_prose_quotes_recorded_numbers(texts):
     assert f"{leak['test_in_train']}({share})alsooccur" in page
 
 
+def test_every_module_is_in_the_reference():
+    page = (ROOT / "book" / "api.md").read_text()
+    for path in (ROOT / "ethalign").glob("*.py"):
+        if path.stem not in ("__init__", "cli"):
+            assert f"automodule:: ethalign.{path.stem}\n" in page, path.stem
+
+
 def test_every_parameter_is_in_the_guide(texts):
     for name, *_ in config.parameters():
         assert name in texts["parameters.html"]
