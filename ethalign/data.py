@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from ethalign.config import ROOT, Columns, Data, Run, UserError
-from ethalign.sources import fetch, sha256
+from ethalign.sources import fetch, folder_sha256, sha256
 
 SAMPLES = ROOT / "data" / "samples"
 SCRUPLES = ("dilemmas", "anecdotes", "anecdotes-votes", "dilemmas-disagreement")
+QUESTIONS = ("triviaqa", "nonambigqa", "puqa", "pkqa", "mmlu")
 
 
 def load(
@@ -30,8 +31,9 @@ def load(
 
     Args:
         name: ``dfar``, ``ethos`` or ``justice``; ``dilemmas``, ``anecdotes``,
-            ``anecdotes-votes`` or ``dilemmas-disagreement`` (see ``ethalign.votes``); with
-            ``source="path"`` the path of a CSV.
+            ``anecdotes-votes`` or ``dilemmas-disagreement`` (see ``ethalign.votes``);
+            ``triviaqa``, ``nonambigqa``, ``puqa``, ``pkqa`` or ``mmlu`` (see
+            ``ethalign.questions``); with ``source="path"`` the path of a CSV.
         split: ``train`` or ``test`` (ETHOS has no split and is only ever tested on); Scruples
             has ``dev`` too, and its sample of 60 anecdotes is called ``excerpt``.
         source: ``sample`` (shipped with the project), ``official`` or ``path``.
@@ -40,8 +42,8 @@ def load(
             the table is the file as published; a run's configuration switches it on.
 
     Returns:
-        For Scruples see ``votes.load``. Else columns ``id, statement, label, reason`` (str;
-        label ``ethical`` or ``unethical``) and the file's further ones; ETHOS adds ``share``,
+        For votes see ``votes.load``, for questions ``questions.load``. Else columns
+        ``id, statement, label, reason`` (str; label ``ethical`` or ``unethical``) and the file's further ones; ETHOS adds ``share``,
         the share of hate votes in [0, 1]. ``attrs`` holds ``dataset`` (the name in metrics),
         ``path`` and ``sha256``.
 
@@ -56,9 +58,15 @@ def load(
         from ethalign import votes
 
         return votes.load(name, split, source)
+    if name in QUESTIONS and source == "official":
+        from ethalign import questions
+
+        return questions.load(name, split)
     loaders = {"dfar": _dfar, "ethos": _ethos, "justice": _justice}
     if name not in loaders:
-        raise UserError(f"data set {name!r} is not one of {', '.join([*loaders, *SCRUPLES])}.")
+        raise UserError(
+            f"data set {name!r} is not one of {', '.join([*loaders, *SCRUPLES, *QUESTIONS])}."
+        )
     if split not in ("train", "test") or (name, split) == ("ethos", "train"):
         raise UserError(f"data set {name} has no split {split!r}.")
     if source == "sample" and name == "justice":
@@ -180,7 +188,8 @@ def _labels(values: pd.Series[str], meaning: Mapping[str, str], path: Path) -> p
 def stamp(frame: pd.DataFrame, dataset: str, path: Path) -> pd.DataFrame:
     """``frame`` with the name of its data set, its file and the file's SHA-256 in ``attrs``."""
     frame = frame.reset_index(drop=True)
-    frame.attrs = {"dataset": dataset, "path": str(path), "sha256": sha256(path)}
+    digest = folder_sha256(path) if path.is_dir() else sha256(path)
+    frame.attrs = {"dataset": dataset, "path": str(path), "sha256": digest}
     return frame
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -30,6 +31,14 @@ _EXCERPT = (
     "https://raw.githubusercontent.com/niksharma99/EECS6895FinalProject/2eaeab64943a/data/"
     "interim/scruples_60.jsonl"
 )
+_HONESTY = (
+    "https://raw.githubusercontent.com/GAIR-NLP/alignment-for-honesty/main/data/evaluation_data"
+)
+_TRIVIA = (
+    "https://raw.githubusercontent.com/castorini/anserini/81a39cce71ee/src/main/resources/"
+    "topics-and-qrels"
+)
+_MMLU = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
 _DISAGREEMENT = (
     "https://github.com/minnesotanlp/Quantifying-Annotation-Disagreement/raw/main/dataset/"
     "Dilemmas_Disagreement.zip"
@@ -39,6 +48,7 @@ _DISAGREEMENT = (
 class Source(NamedTuple):
     """One official file: its address, checksum, licence and place in a mirror folder.
 
+    A ``mirror`` or ``member`` that is a folder stands for all its files; see ``folder_sha256``.
     ``sha256`` is hexadecimal; ``git:`` before a prefix means git's own hash of the file (SHA-1
     over its length and bytes), where no longer one has been published.
     """
@@ -124,6 +134,50 @@ SOURCES: dict[str, Source] = {
         "scruples/label-counts/dev.scruples-anecdotes_label-counts.json",
         "Apache-2.0",
     ),
+    **{
+        f"triviaqa-{split}": Source(
+            f"{_TRIVIA}/{name}", digest, f"triviaqa/{name}", "CC-BY-NC-4.0"
+        )
+        for split, name, digest in (
+            (
+                "train",
+                "topics.dpr.trivia.dev.txt",
+                "79e7ea851bb5ca6ebbfd6c760d032064d324166d46b8ffaf70e0fb733186ed2a",
+            ),
+            (
+                "test",
+                "topics.dpr.trivia.test.txt",
+                "041ed9ddd2977c7fe452d290cf60e1f7e0a803977b0f912e234d218261c10e57",
+            ),
+        )
+    },
+    **{
+        f"{name}-test": Source(f"{_HONESTY}/{file}", digest, f"honesty/{file}", "unstated")
+        for name, file, digest in (
+            (
+                "nonambigqa",
+                "nonambigqa.jsonl",
+                "95c62e97a4c31a4757e0e6303a164534ac1948ba43ef6e82bc38fdae807e7149",
+            ),
+            (
+                "puqa",
+                "puqa.jsonl",
+                "211aa28ef38fca893ab034b1c1e1bf7943d39a6854d361bf5196d28bede49042",
+            ),
+            (
+                "pkqa",
+                "pkqa_13b.jsonl",
+                "8c7b3a8bb98518e285f7c4e5d897253b1ed5b44b4ef1bc409e7a032d806df0e2",
+            ),
+        )
+    },
+    "mmlu-test": Source(
+        _MMLU,
+        "1f0cec94ac3236778d79014c784c2b2e1e7d5a14bc3a332891c982e24f70d533",
+        "mmlu/test",
+        "MIT",
+        "data/test/",
+    ),
     "dilemmas-disagreement": Source(
         _DISAGREEMENT,
         "1d1ae9519f50b8679843d5bc1eac7a93edf84624252f78c8eb81903fd97b1855",
@@ -132,8 +186,17 @@ SOURCES: dict[str, Source] = {
         "train.csv",
     ),
 }
-# Not needed for any scale: large archives that a run names by a parameter (votes.split).
-OPTIONAL = ("dilemmas-train", "anecdotes-train", "anecdotes-dev", "anecdotes-test")
+# Not needed for any scale: large archives that a run names by a parameter (votes.split), and
+# questions that no notebook reads yet.
+OPTIONAL = (
+    *(f"anecdotes-{split}" for split in ("train", "dev", "test")),
+    "dilemmas-train",
+    *(
+        name
+        for name in SOURCES
+        if name.startswith(("triviaqa", "nonambigqa", "puqa", "pkqa", "mmlu"))
+    ),
+)
 
 
 def cache() -> Path:
@@ -161,17 +224,24 @@ def verify(path: Path, expected: str, remedy: str) -> Path:
     Raises:
         UserError: the file is missing or differs; names the file, both hashes and ``remedy``.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path} is missing; {remedy}.")
     kind, _, digest = expected.rpartition(":")
-    found = git_blob(path) if kind else sha256(path)
+    digest_of = folder_sha256 if path.is_dir() else git_blob if kind else sha256
+    found = digest_of(path)
     if not found.startswith(digest):
         raise UserError(f"{path} has {kind or 'SHA-256'} {found}, expected {digest}; {remedy}.")
     return path
 
 
+def folder_sha256(folder: Path) -> str:
+    """SHA-256 over a folder: of its lines ``<sha256>  <name>``, sorted by name."""
+    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def fetch(name: str) -> Path:
-    """The verified local path of one official file.
+    """The verified local path of one official file or folder.
 
     Raises:
         UserError: unknown name, no network, or bytes that do not match the checksum.
@@ -182,7 +252,7 @@ def fetch(name: str) -> Path:
         remedy = "copy it again into the folder that ETHALIGN_MIRROR names"
         return verify(Path(mirror) / source.mirror, source.sha256, remedy)
     target = cache() / "data" / source.mirror
-    if not target.is_file():
+    if not target.exists():
         _download(source, target)
     return verify(target, source.sha256, "delete it and run `ethalign fetch`")
 
@@ -191,7 +261,7 @@ def present(name: str) -> bool:
     """Is an official file here already, in the mirror or the cache?"""
     mirror = os.environ.get("ETHALIGN_MIRROR")
     folder = Path(mirror) if mirror else cache() / "data"
-    return (folder / SOURCES[name].mirror).is_file()
+    return (folder / SOURCES[name].mirror).exists()
 
 
 def _download(source: Source, target: Path) -> None:
@@ -208,10 +278,28 @@ def _download(source: Source, target: Path) -> None:
             " internet, or set ETHALIGN_MIRROR to a folder that holds "
             f"{source.mirror}, or stay with the shipped samples (--set data.source=sample)."
         ) from None
-    content = _member(Path(got), source.member) if source.member else Path(got).read_bytes()
     half = target.with_name(target.name + ".part")
-    half.write_bytes(content)
+    if source.member and source.member.endswith("/"):
+        _members(Path(got), source.member, half)
+    else:
+        content = _member(Path(got), source.member) if source.member else Path(got).read_bytes()
+        half.write_bytes(content)
     half.replace(target)
+
+
+def _members(archive: Path, folder: str, target: Path) -> None:
+    """The files of one folder of a tar archive, by their bare names."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    try:
+        with tarfile.open(archive) as tar:
+            for entry in tar:
+                parent, _, name = entry.name.rpartition("/")
+                file = tar.extractfile(entry) if f"{parent}/" == folder and name else None
+                if file is not None:
+                    (target / name).write_bytes(file.read())
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{archive} holds no readable {folder} ({error}); delete it.") from None
 
 
 def _member(archive: Path, member: str) -> bytes:

@@ -85,7 +85,7 @@ def test_prose_quotes_recorded_numbers(texts):
 def test_every_module_is_in_the_reference():
     page = (ROOT / "book" / "api.md").read_text()
     for path in (ROOT / "ethalign").glob("*.py"):
-        if path.stem not in ("__init__", "cli"):
+        if path.stem not in ("__init__", "cli", "pipeline", "publishing"):
             assert f"automodule:: ethalign.{path.stem}\n" in page, path.stem
 
 
