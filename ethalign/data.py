@@ -43,9 +43,9 @@ def load(
 
     Returns:
         For votes see ``votes.load``, for questions ``questions.load``. Else columns
-        ``id, statement, label, reason`` (str; label ``ethical`` or ``unethical``) and the file's further ones; ETHOS adds ``share``,
-        the share of hate votes in [0, 1]. ``attrs`` holds ``dataset`` (the name in metrics),
-        ``path`` and ``sha256``.
+        ``id, statement, label, reason`` (str; label ``ethical`` or ``unethical``) and the file's
+        further ones; ETHOS adds ``share``, the share of hate votes in [0, 1]. ``attrs`` holds
+        ``dataset`` (the name in metrics), ``path`` and ``sha256``.
 
     Raises:
         UserError: a file that is missing, altered or off its schema.
