@@ -31,7 +31,8 @@ ROWS, REPEATS = 96, 3
 
 def study() -> config.Run:
     """Labels and reasons at scale tiny: the shipped samples and the packaged model."""
-    return config.load("reasons", "LR", "tiny")
+    batch = {"tuning.batch_size": 8, "tuning.accumulation": 1}
+    return config.load("reasons", "LR", "tiny", overrides=batch)
 
 
 def training_rows(run: config.Run) -> list[tuple[str, str]]:
