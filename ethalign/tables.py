@@ -16,6 +16,8 @@ from ethalign.config import ROOT
 VERDICTS = "claim data stratum difference low high p holm n verdict".split()  # noqa: SIM905
 # The data set that a study's prose speaks of.
 MAIN = {"ambiguity": "dilemmas", "reasons": "dfar"}
+# Enough for p-values that can survive a correction for some forty comparisons.
+DRAWS = 5000
 # (claim, better, worse): what Beyond Labels says of classification.
 CLAIMS = (
     ("L+R beats L", "LR", "L"),
@@ -170,8 +172,8 @@ def vote_claims(homes: dict[str, Path], seed: int = 0) -> pd.DataFrame:
 
     The claim that the Dirichlet score (concentration 1) improves more than the cross-entropy is
     tested three times: in nats, in per cent of the score before, and in per cent with the raw
-    answer mass for the concentration, as in the authors' early code. Which encoder stands against which
-    language model is chosen by their losses on the held-out rows.
+    answer mass for the concentration, as in the authors' early code. Which encoder stands against
+    which language model is chosen by their losses on the held-out rows.
 
     Args:
         homes: name to a study's folder of runs.
@@ -228,7 +230,7 @@ def _vote_tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[st
     for key in tuned:
         after = test[key]
         for score, name in (("ce", "cross-entropy"), ("dm", "the Dirichlet score")):
-            found = metrics.paired_bootstrap(after[score], before[score], seed=seed)
+            found = metrics.paired_bootstrap(after[score], before[score], seed=seed, draws=DRAWS)
             yield f"{key} improves {name}", found
         more = f"{key} improves the Dirichlet score more"
         for ending, score, statistic in (
@@ -237,7 +239,7 @@ def _vote_tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[st
             ("in per cent, raw mass", "raw", _more_per_cent),
         ):
             columns = [t[c].to_numpy() for t in (before, after) for c in ("ce", score)]
-            found = metrics.bootstrap_test(statistic, *columns, seed=seed)
+            found = metrics.bootstrap_test(statistic, *columns, seed=seed, draws=DRAWS)
             yield f"{more}, {ending}", found
     encoders = [k for k in test if k.startswith("encoder") and k != "encoder-shuffled"]
     if tuned and encoders:
@@ -245,7 +247,9 @@ def _vote_tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[st
             min(keys, key=lambda k: float(parts["held-out"][k]["ce"].mean()))
             for keys in (encoders, tuned)
         )
-        found = metrics.paired_bootstrap(test[first]["ce"], test[second]["ce"], seed=seed)
+        found = metrics.paired_bootstrap(
+            test[first]["ce"], test[second]["ce"], seed=seed, draws=DRAWS
+        )
         yield f"{first} is ahead of {second} in cross-entropy", found
 
 
