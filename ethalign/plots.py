@@ -150,7 +150,8 @@ def intervals(
         axes.axvline(reference, color="black", linestyle="--", linewidth=1, label="majority")
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, ylabel="")
     axes.invert_yaxis()
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if len(groups) > 1 or reported or reference is not None:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return axes
 
 
