@@ -192,7 +192,7 @@ def vote_claims(homes: dict[str, Path], seed: int = 0) -> pd.DataFrame:
 
 
 def _vote_losses(home: Path, seed: int) -> dict[str, pd.DataFrame]:
-    """Variant to its items: index ``id``, columns ``part, ce, dm`` and maybe ``raw``."""
+    """Variant to its items: index ``id``, columns ``part, ce, scaled, dm``, maybe ``raw``."""
     from ethalign import ambiguity, calibration, votes
 
     tables = {}
@@ -207,8 +207,12 @@ def _vote_losses(home: Path, seed: int) -> dict[str, pd.DataFrame]:
     found = {}
     for key, (rows, p) in tables.items():
         n, p = votes.counts(rows), np.maximum(p, ambiguity.FLOOR)
+        places, z = rows["part"].to_numpy(), np.log(p)
+        held = places == "held-out"
+        scaled = special.softmax(z / calibration.fit_temperature(z[held], n[held]), axis=1)
         scores = {
-            "part": rows["part"].to_numpy(),
+            "part": places,
+            "scaled": calibration.cross_entropy(scaled, n),
             "ce": calibration.cross_entropy(np.minimum(p, 1), n),
             "dm": calibration.dirichlet_multinomial_nll(p, n),
         }
@@ -243,14 +247,14 @@ def _vote_tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[st
             yield f"{more}, {ending}", found
     encoders = [k for k in test if k.startswith("encoder") and k != "encoder-shuffled"]
     if tuned and encoders:
-        first, second = (
-            min(keys, key=lambda k: float(parts["held-out"][k]["ce"].mean()))
-            for keys in (encoders, tuned)
-        )
-        found = metrics.paired_bootstrap(
-            test[first]["ce"], test[second]["ce"], seed=seed, draws=DRAWS
-        )
-        yield f"{first} is ahead of {second} in cross-entropy", found
+        for score, ending in (("ce", ""), ("scaled", " after scaling")):
+            first, second = (
+                min(keys, key=lambda k: float(parts["held-out"][k][score].mean()))
+                for keys in (encoders, tuned)
+            )
+            pair = test[first][score], test[second][score]
+            found = metrics.paired_bootstrap(*pair, seed=seed, draws=DRAWS)
+            yield f"{first} is ahead of {second} in cross-entropy{ending}", found
 
 
 def _more_nats(ce_0: Any, dm_0: Any, ce_1: Any, dm_1: Any) -> float:
