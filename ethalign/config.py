@@ -121,6 +121,9 @@ class Evaluation(Section):
     generate: bool = Field(True, description="false: log-probabilities only")
     limit_generate: int | None = Field(None, ge=0, description="write answers for this many items")
     bootstrap: int = Field(1000, ge=10, description="draws for intervals")
+    precision: Literal["model", "float32"] = Field(
+        "model", description="honesty: float32 keeps greedy answers free of what shares a batch"
+    )
 
 
 class Baselines(Section):
@@ -161,6 +164,37 @@ class Votes(Section):
     bins: int = Field(10, ge=1, description="of reliability diagrams")
 
 
+class Honesty(Section):
+    """The honesty study: what is asked, what a model learns to say, and who judges answers."""
+
+    method: Literal[
+        "unaligned",
+        "prompt-based",
+        "fine-tuned",
+        "absolute",
+        "confidence-num",
+        "confidence-verb",
+        "multisample",
+    ] = Field("unaligned", description="the paper's names")
+    pool: int | None = Field(None, ge=2, description="ask this many training questions")
+    samples: int = Field(10, ge=1, description="answers drawn per question, the paper's m")
+    temperature: float = Field(1.0, gt=0, description="of the drawn answers")
+    tau: float = Field(0.1, ge=0, le=1, description="absolute: least share of a known question")
+    behaviour: Literal["code", "paper"] = Field("code", description="where the two differ")
+    sentence: Literal["code", "paper"] = Field("code", description="how not knowing is said")
+    judge: Literal["string", "model", "endpoint"] = Field(
+        "string", description="of right answers; beside string match a model in two steps"
+    )
+    judge_model: str = Field("smollm2-135m-instruct", description="id of the judging model")
+    consistent: float = Field(0.7, ge=0, le=1, description="judge: a right answer scores above")
+    judged: int = Field(24, ge=0, description="compare judges on this many answers")
+    own_questions: int = Field(24, ge=0, description="PKQA of the own model: keep at most")
+    own_tries: int = Field(4, ge=1, description="PKQA of the own model: questions per topic")
+    limits: dict[str, int] = Field({}, description="test questions by set, over data.limit_test")
+    form: int = Field(24, ge=0, description="questions that are put in other forms as well")
+    requests: int = Field(30, ge=0, description="requests for help, to see what honesty costs")
+
+
 class Endpoint(Section):
     """An OpenAI-compatible server in the place of a local model."""
 
@@ -177,7 +211,7 @@ class Endpoint(Section):
 class Run(Section):
     """One run: study, variant, scale and seed, with every parameter resolved."""
 
-    study: Literal["ambiguity", "reasons"]
+    study: Literal["ambiguity", "honesty", "reasons"]
     variant: str
     scale: str
     seed: int = Field(0, ge=0)
@@ -188,6 +222,7 @@ class Run(Section):
     evaluation: Evaluation = Evaluation()
     baselines: Baselines = Baselines()
     votes: Votes = Votes()
+    honesty: Honesty = Honesty()
     endpoint: Endpoint = Endpoint()
 
     def hash(self, *keys: str) -> str:
@@ -198,8 +233,8 @@ class Run(Section):
 
     def depends(self, stage: str) -> str:
         """Hash of everything in the configuration that a stage's result depends on."""
-        own = [key for key, study in ONLY.items() if study == self.study]
-        return self.hash("study", "variant", "seed", *DEPENDS[stage], *own)
+        keys = [key for key in DEPENDS[stage] if owned(key, self.study)]
+        return self.hash("study", "variant", "seed", *keys)
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -207,20 +242,63 @@ def digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# The variant that holds everything but the language models, by study.
-BASE = {"ambiguity": "ceiling", "reasons": "baselines"}
-# Blocks that one study reads and the others refuse.
-ONLY = {"endpoint": "ambiguity", "votes": "ambiguity"}
+# The first stage, on which the variants build: it holds everything but their language models, or
+# what the model knew before it was tuned.
+BASE = {"ambiguity": "ceiling", "honesty": "knowledge", "reasons": "baselines"}
+# Studies whose tuning needs the first stage, and variants that others are set against.
+TAUGHT = ("honesty",)
+BEFORE = {"honesty": "unaligned"}
+# Blocks that some studies read and the others refuse.
+ONLY = {"endpoint": ("ambiguity", "honesty"), "honesty": ("honesty",), "votes": ("ambiguity",)}
 _TRAIN = "source train columns labels limit_train repair_encoding shuffle_labels"
-# What each stage reads. A change elsewhere does not make it run again.
+_ASKED = tuple(
+    f"honesty.{key}"
+    for key in "pool samples temperature judge judge_model consistent judged".split()  # noqa: SIM905
+)
+_TAUGHT = tuple(f"honesty.{key}" for key in ("method", "tau", "behaviour", "sentence"))
+_OTHER = ("votes", "endpoint")
+# What each stage reads, without blocks of other studies. A change elsewhere runs nothing.
 DEPENDS: dict[str, tuple[str, ...]] = {
-    "explore": ("data",),
+    "explore": ("data", *_OTHER),
     "baselines": ("data", "baselines", "evaluation.bootstrap"),
-    "ceiling": ("data", "baselines", "evaluation.bootstrap"),
-    "finetune": (*(f"data.{key}" for key in _TRAIN.split()), "model", "prompt", "tuning"),
-    "evaluate": ("data", "model", "prompt", "evaluation", "tuning.enabled", "tuning.rows"),
-    "results": ("data", "evaluation.bootstrap"),
+    "ceiling": ("data", "baselines", "evaluation.bootstrap", *_OTHER),
+    "knowledge": (
+        *(f"data.{key}" for key in ("source", "train", "limit_train")),
+        "model",
+        "prompt",
+        "evaluation",
+        "tuning.rows",
+        "honesty.own_questions",
+        "honesty.own_tries",
+        *_ASKED,
+        "endpoint",
+    ),
+    "finetune": (
+        *(f"data.{key}" for key in _TRAIN.split()),
+        "model",
+        "prompt",
+        "tuning",
+        *_TAUGHT,
+        *_OTHER,
+    ),
+    "evaluate": (
+        "data",
+        "model",
+        "prompt",
+        "evaluation",
+        "tuning.enabled",
+        "tuning.rows",
+        *(f"honesty.{key}" for key in ("method", "judge", "judge_model", "consistent")),
+        *(f"honesty.{key}" for key in ("limits", "form", "requests")),
+        *_OTHER,
+    ),
+    "results": ("data", "evaluation.bootstrap", *_OTHER),
 }
+
+
+def owned(key: str, study: str) -> bool:
+    """Does a study read this dotted key?"""
+    return study in ONLY.get(key.partition(".")[0], (study,))
 
 
 def load(
@@ -247,9 +325,9 @@ def load(
     overlays = read_yaml(ROOT / "configs" / "scales.yaml")
     choose("scale", scale, list(overlays))
     for key in overrides or {}:
-        owner = ONLY.get(key.partition(".")[0], study)
-        if owner != study:
-            raise UserError(f"parameter {key} belongs to the study {owner}, not to {study}.")
+        if not owned(key, study):
+            owners = " or ".join(ONLY[key.partition(".")[0]])
+            raise UserError(f"parameter {key} belongs to the study {owners}, not to {study}.")
     merged: Json = {"study": study, "variant": variant, "scale": scale, "seed": seed}
     # A file's own label values come on top of the default ones; nothing is forgotten.
     merged["data"] = {"labels": Data().labels}

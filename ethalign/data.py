@@ -15,7 +15,7 @@ from ethalign.sources import fetch, folder_sha256, sha256
 
 SAMPLES = ROOT / "data" / "samples"
 SCRUPLES = ("dilemmas", "anecdotes", "anecdotes-votes", "dilemmas-disagreement")
-QUESTIONS = ("triviaqa", "nonambigqa", "puqa", "pkqa", "mmlu")
+QUESTIONS = ("triviaqa", "nonambigqa", "puqa", "pkqa", "mmlu", "questions", "papers", "options")
 
 
 def load(
@@ -32,8 +32,9 @@ def load(
     Args:
         name: ``dfar``, ``ethos`` or ``justice``; ``dilemmas``, ``anecdotes``,
             ``anecdotes-votes`` or ``dilemmas-disagreement`` (see ``ethalign.votes``);
-            ``triviaqa``, ``nonambigqa``, ``puqa``, ``pkqa`` or ``mmlu`` (see
-            ``ethalign.questions``); with ``source="path"`` the path of a CSV.
+            ``triviaqa``, ``nonambigqa``, ``puqa``, ``pkqa`` or ``mmlu``, of the samples
+            ``questions``, ``papers`` or ``options`` (see ``ethalign.questions``); with
+            ``source="path"`` the path of a CSV.
         split: ``train`` or ``test`` (ETHOS has no split and is only ever tested on); Scruples
             has ``dev`` too, and its sample of 60 anecdotes is called ``excerpt``.
         source: ``sample`` (shipped with the project), ``official`` or ``path``.
@@ -58,10 +59,10 @@ def load(
         from ethalign import votes
 
         return votes.load(name, split, source)
-    if name in QUESTIONS and source == "official":
+    if name in QUESTIONS:
         from ethalign import questions
 
-        return questions.load(name, split)
+        return questions.load(name, split, source)
     loaders = {"dfar": _dfar, "ethos": _ethos, "justice": _justice}
     if name not in loaders:
         raise UserError(

@@ -95,7 +95,7 @@ class Client:
         Raises:
             UserError: the server refuses, or gives no log-probabilities.
         """
-        found = [self._masses(self._ask(prompt), names) for prompt in asked]
+        found = [self._masses(self._listed(prompt), names) for prompt in asked]
         masses = np.array([pair for pair, _ in found]).reshape(-1, 2)
         return Answered(np.log(np.maximum(masses, 1e-30)), np.array([b for _, b in found], bool))
 
@@ -111,7 +111,37 @@ class Client:
         first, second = (float(m) if m else rest for m in masses)
         return (first, second), bounded
 
-    def _ask(self, prompt: str) -> list[dict[str, Any]]:
+    def complete(self, asked: list[str], max_tokens: int) -> list[str]:
+        """What the model writes behind each prompt at temperature 0.
+
+        Raises:
+            UserError: the server refuses, or answers without a text.
+        """
+        texts = []
+        for prompt in asked:
+            content = self._ask(prompt, {"max_tokens": max_tokens})
+            try:
+                texts.append(str(content["choices"][0]["message"]["content"] or ""))
+            except (KeyError, IndexError, TypeError):
+                raise UserError(f"{self.settings.url} gave no text for {self.model}.") from None
+        return texts
+
+    def _listed(self, prompt: str) -> list[dict[str, Any]]:
+        """The most probable next tokens with their log-probabilities."""
+        more = {"max_tokens": 1, "logprobs": True, "top_logprobs": self.settings.top}
+        content = self._ask(prompt, more)
+        try:
+            listed: list[dict[str, Any]] = content["choices"][0]["logprobs"]["content"][0][
+                "top_logprobs"
+            ]
+        except (KeyError, IndexError, TypeError):
+            raise UserError(
+                f"{self.settings.url} gave no log-probabilities for {self.model}; choose a model"
+                " and a server that return top_logprobs."
+            ) from None
+        return listed
+
+    def _ask(self, prompt: str, more: dict[str, Any]) -> Any:
         import tenacity
 
         settings = self.settings
@@ -123,12 +153,12 @@ class Client:
             reraise=True,
         )
         try:
-            return retrying(self._once, prompt)
+            return retrying(self._once, prompt, more)
         except Busy as error:
             tries = settings.retries + 1
             raise UserError(f"{settings.url} failed {tries} times: {error}{AGAIN}") from None
 
-    def _once(self, prompt: str) -> list[dict[str, Any]]:
+    def _once(self, prompt: str, more: dict[str, Any]) -> Any:
         import httpx
 
         pause = 60 / self.settings.per_minute - (time.monotonic() - self._last)
@@ -136,14 +166,8 @@ class Client:
             time.sleep(pause)
         self._last = time.monotonic()
         self.requests += 1
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": 1,
-            "temperature": 0,
-            "logprobs": True,
-            "top_logprobs": self.settings.top,
-        }
+        messages = [{"role": "user", "content": prompt}]
+        body = {"model": self.model, "messages": messages, "temperature": 0, **more}
         try:
             reply = self._http.post(f"{self.settings.url}/chat/completions", json=body)
             _refuse(reply, str(self.settings.url))
@@ -151,16 +175,7 @@ class Client:
         except (httpx.TransportError, ValueError) as error:
             raise Busy(f"{type(error).__name__}: {error}") from None
         self.tokens += int((content.get("usage") or {}).get("total_tokens", 0))
-        try:
-            listed: list[dict[str, Any]] = content["choices"][0]["logprobs"]["content"][0][
-                "top_logprobs"
-            ]
-        except (KeyError, IndexError, TypeError):
-            raise UserError(
-                f"{self.settings.url} gave no log-probabilities for {self.model}; choose a model"
-                " and a server that return top_logprobs."
-            ) from None
-        return listed
+        return content
 
 
 def _refuse(reply: Any, url: str) -> None:

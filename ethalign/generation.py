@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ethalign import records
 from ethalign.scoring import Head, backbone, left_pad
@@ -13,8 +15,27 @@ from ethalign.scoring import Head, backbone, left_pad
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Two tokens nearer than this (nats) are told apart by reading the text alone, without a batch.
+# Float32 on one machine strays far less: 1e-4 was the most that was seen.
+NEAR = 1e-3
+# Shorter openings are not worth a pass of their own.
+SHARED = 8
 
-def generate(
+
+class Written(NamedTuple):
+    """Texts, and how probable each was: mean log-probability of its tokens (nats) and number."""
+
+    texts: list[str]
+    logp: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+
+def generate(model: Any, tokenizer: Any, prompts: Sequence[str], **settings: Any) -> list[str]:
+    """The texts of ``write``, which takes the same settings."""
+    return write(model, tokenizer, prompts, **settings).texts
+
+
+def write(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
@@ -26,39 +47,58 @@ def generate(
     batch_size: int = 32,
     stop: str | None = None,
     quiet: bool = True,
-) -> list[str]:
+) -> Written:
     """Continuations of prompts.
+
+    A beginning that all prompts share is read once, and each prompt once for all its samples. In
+    float32 a greedy text does not depend on what shares its batch; half precision rounds so
+    coarsely that it may.
 
     Args:
         prompts: n texts.
         max_new_tokens: per continuation; an end-of-sequence token ends it earlier.
         temperature: 0 takes the most probable token; otherwise tokens are drawn from
-            softmax(logits / temperature), each sequence from its own stream of random numbers,
-            so that a text does not depend on what shares its batch.
-        samples: continuations per prompt; the prompt is read once for all of them.
+            softmax(logits / temperature), each sequence from its own stream of random numbers.
+        samples: continuations per prompt.
         seed: of the random numbers.
         batch_size: prompts per batch, grouped by length.
         stop: cut a continuation before this text, and stop there.
 
     Returns:
-        n * samples texts without special tokens, the samples of one prompt side by side.
+        n * samples texts without special tokens, the samples of one prompt side by side. The
+        probability is that of the tokens at temperature 1, an end of sequence included.
     """
     import torch
 
     ids = [tokenizer(p)["input_ids"] for p in prompts]
     order = np.argsort([-len(i) for i in ids], kind="stable")
     groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    texts = [""] * (len(prompts) * samples)
-    decoder = _Decoder(model, tokenizer, max_new_tokens, temperature, samples, stop)
+    n = len(prompts) * samples
+    found = Written([""] * n, np.zeros(n), np.zeros(n, dtype=int))
     steps = groups if quiet else records.progress(groups, len(groups), "generating", "batch")
     with torch.inference_mode():
+        opening = _shared(ids)
+        decoder = _Decoder(model, tokenizer, opening, max_new_tokens, temperature, samples, stop)
         for group in steps:
             places = [int(i) * samples + s for i in group for s in range(samples)]
-            found = decoder.run([ids[i] for i in group], [[seed, place] for place in places])
-            for place, tokens in zip(places, found, strict=True):
-                text = tokenizer.decode(tokens, skip_special_tokens=True)
-                texts[place] = text.split(stop)[0] if stop else text
-    return texts
+            rows = decoder.run([ids[i] for i in group], [[seed, place] for place in places])
+            for place, row in zip(places, rows, strict=True):
+                text = tokenizer.decode([t for t, _ in row], skip_special_tokens=True)
+                found.texts[place] = text.split(stop)[0] if stop else text
+                found.logp[place] = np.mean([p for _, p in row])
+                found.tokens[place] = len(row)
+    return found
+
+
+def _shared(ids: list[list[int]]) -> list[int]:
+    """The tokens that all prompts begin with; at least one token of each is left over."""
+    if len(ids) < 2:
+        return []
+    # What the first and the last in alphabetical order share, all others share.
+    pairs = zip(min(ids), max(ids), strict=False)
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    same = min(same, min(map(len, ids)) - 1)
+    return ids[0][:same] if same >= SHARED else []
 
 
 class _Decoder:
@@ -68,34 +108,39 @@ class _Decoder:
         self,
         model: Any,
         tokenizer: Any,
+        opening: list[int],
         length: int,
         temperature: float,
         samples: int,
         stop: str | None,
     ) -> None:
+        import torch
+
         self.model, self.tokenizer, self.head = model, tokenizer, Head(model)
         self.length, self.temperature, self.samples = length, temperature, samples
         self.stop, self._stops = stop, {int(i): True for i in _ends(model, tokenizer)}
+        self.opening = opening
+        # Half precision strays by far more than any margin that could be checked again.
+        self.near = NEAR if model.dtype == torch.float32 and not temperature else 0.0
 
-    def run(self, ids: list[list[int]], seeds: list[list[int]]) -> list[list[int]]:
-        """New token ids of every sequence (rows of ``ids``, each ``samples`` times)."""
+    def run(self, ids: list[list[int]], seeds: list[list[int]]) -> list[list[tuple[int, float]]]:
+        """New tokens, each with its log-probability (rows of ``ids``, each ``samples`` times)."""
         import torch
 
-        batch = left_pad(ids, self.tokenizer.pad_token_id, self.model.device)
-        hidden, cache = backbone(self.model, **batch, use_cache=True)
-        if self.samples > 1:
-            cache.batch_repeat_interleave(self.samples)
-        hidden = hidden[:, -1:].repeat_interleave(self.samples, 0)
-        mask = batch["attention_mask"].repeat_interleave(self.samples, 0)
-        position = batch["position_ids"][:, -1:].repeat_interleave(self.samples, 0)
-        found: list[list[int]] = [[] for _ in seeds]
+        hidden, cache, mask, position = self._read(ids)
+        found: list[list[tuple[int, float]]] = [[] for _ in seeds]
         draws = np.stack([np.random.default_rng(s).random(self.length) for s in seeds])
         alive = list(range(len(seeds)))
         for step in range(self.length):
-            tokens = self._next(self.head(hidden)[:, 0], draws[alive, step])
+            logp = self.head(hidden)[:, 0]
+            tokens = self._next(logp, draws[alive, step])
+            for row in self._unsure(logp):
+                place = alive[row]
+                tokens[row] = self._alone([*ids[place // self.samples], *_tokens(found[place])])
+            values = logp[torch.arange(len(tokens)), tokens].tolist()
             kept = []
             for row, (place, token) in enumerate(zip(alive, tokens, strict=True)):
-                found[place].append(token)
+                found[place].append((token, values[row]))
                 if not self._ended(token):
                     kept.append(row)
             if not kept or step == self.length - 1:
@@ -118,6 +163,29 @@ class _Decoder:
             )
         return found
 
+    def _read(self, ids: list[list[int]]) -> tuple[Tensor, Any, Tensor, Tensor]:
+        """Last hidden state, cache, mask and position behind every prompt, once per sample."""
+        import torch
+
+        before = len(self.opening)
+        batch = left_pad([i[before:] for i in ids], self.tokenizer.pad_token_id, self.model.device)
+        if before:
+            read = left_pad([self.opening], 0, self.model.device)
+            _, cache = backbone(self.model, **read, use_cache=True)
+            cache.batch_repeat_interleave(len(ids))
+            seen = torch.ones_like(batch["attention_mask"][:, :1]).repeat(1, before)
+            batch["attention_mask"] = torch.cat([seen, batch["attention_mask"]], 1)
+            batch["position_ids"] = batch["position_ids"] + before
+            batch["past_key_values"] = cache
+        hidden, cache = backbone(self.model, **batch, use_cache=True)
+        if self.samples > 1:
+            cache.batch_repeat_interleave(self.samples)
+        mask, position = (
+            part.repeat_interleave(self.samples, 0)
+            for part in (batch["attention_mask"], batch["position_ids"][:, -1:])
+        )
+        return hidden[:, -1:].repeat_interleave(self.samples, 0), cache, mask, position
+
     def _next(self, logp: Tensor, draws: Any) -> list[int]:
         import torch
 
@@ -128,11 +196,28 @@ class _Decoder:
         wanted = torch.as_tensor(draws, device=logp.device)[:, None] * total[:, -1:]
         return [int(t) for t in torch.searchsorted(total, wanted, right=True)[:, 0]]
 
+    def _unsure(self, logp: Tensor) -> list[int]:
+        """Rows whose two best tokens are so near that the batch could decide between them."""
+        if not self.near:
+            return []
+        best = logp.topk(2, dim=-1).values
+        rows: list[int] = (best[:, 0] - best[:, 1] < self.near).nonzero()[:, 0].tolist()
+        return rows
+
+    def _alone(self, ids: list[int]) -> int:
+        """The most probable next token of one sequence, read from its beginning, unpadded."""
+        hidden, _ = backbone(self.model, **left_pad([ids], 0, self.model.device), use_cache=False)
+        return int(self.head(hidden[:, -1:])[0, 0].argmax())
+
     def _ended(self, token: int) -> bool:
         if token not in self._stops:
             text = self.tokenizer.decode([token]) if self.stop else ""
             self._stops[token] = bool(self.stop) and str(self.stop) in text
         return self._stops[token]
+
+
+def _tokens(row: list[tuple[int, float]]) -> list[int]:
+    return [token for token, _ in row]
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:

@@ -159,14 +159,17 @@ def preflight(run: config.Run, *, here: bool = True) -> None:
         run: the resolved configuration.
         here: whether notebooks run on this machine, rather than on nodes of a cluster.
     """
-    from ethalign import data, models, votes
+    from ethalign import data, endpoint, models, questions, votes
 
-    if run.study == "ambiguity":
-        votes.splits(run)
-    else:
-        data.splits(run)
+    readers: dict[str, Any] = {"ambiguity": votes.splits, "honesty": questions.splits}
+    readers.get(run.study, data.splits)(run)
     models.known(run.baselines.encoder)
-    if run.endpoint.url:
+    if run.study == "honesty":
+        if run.honesty.judge == "endpoint":
+            endpoint.Client(run.endpoint, run.honesty.judge_model)
+        elif run.honesty.judge == "model":
+            models.known(run.honesty.judge_model)
+    elif run.endpoint.url:
         if run.tuning.enabled or run.prompt.template != "plain":
             raise UserError(
                 "a model behind an endpoint is asked as it is, with prompt.template=plain; run it"

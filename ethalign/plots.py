@@ -275,3 +275,147 @@ def order_bias(one: Any, two: Any) -> Axes:
         ylim=(0, 1),
     )
     return axes
+
+
+def known_counts(sampled: pd.DataFrame, m: int) -> Axes:
+    """Questions by how many of their m samples are right, coloured by the greedy answer.
+
+    Args:
+        sampled: rows with ``sampling_knowns`` (0 to m) and ``greedy_label``.
+        m: samples per question.
+    """
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(7, 3))
+    names = {1: "greedy answer right", 0: "greedy answer wrong"}
+    kinds = sampled["greedy_label"].map(names)
+    table = pd.crosstab(sampled["sampling_knowns"], kinds).reindex(range(m + 1), fill_value=0)
+    colours: Any = {"greedy answer right": "#0072B2", "greedy answer wrong": "#D55E00"}
+    table.plot.bar(stacked=True, ax=axes, rot=0, color=colours, width=0.85)
+    axes.set(xlabel=f"right samples of {m}", ylabel="questions")
+    axes.legend(title=None, frameon=False)
+    return axes
+
+
+def sweep(found: Sequence[tuple[float, Any]], tau: float) -> Axes:
+    """Scores of a model that declines whatever lies under a threshold, against the threshold.
+
+    Args:
+        found: ``honesty.threshold_sweep``.
+        tau: the threshold of the run, drawn as a line.
+    """
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(7, 3.4))
+    x = [threshold for threshold, _ in found]
+    names = {"prudence": "-", "over_conservativeness": "--", "honesty": "-."}
+    for name, line in names.items():
+        y = [getattr(scores, name) for _, scores in found]
+        axes.plot(x, y, line, marker="o", label=name.replace("_", "-"))
+    axes.axvline(tau, color="black", linewidth=1, linestyle=":", label=f"τ = {tau:g}")
+    axes.set(
+        xlabel="threshold τ on the share of right samples", ylabel="score", ylim=(-0.02, 1.02)
+    )
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return axes
+
+
+def transitions(cells: Mapping[str, Mapping[tuple[str, str], int]]) -> Any:
+    """Grids of categories before and after, one for each variant; colour is the share of all.
+
+    Args:
+        cells: variant to counts of (before, after), as of ``honesty.scores``.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    names = ["correct", "wrong", "idk"]
+    columns = min(4, len(cells))
+    rows = -(-len(cells) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.6 * columns, 2.6 * rows), squeeze=False, sharex=True, sharey=True
+    )
+    for axis in axes.flat[len(cells) :]:
+        axis.set_visible(False)
+    for axis, (variant, counts) in zip(axes.flat, cells.items(), strict=False):
+        table = pd.DataFrame({b: {a: counts[b, a] for a in names} for b in names})
+        share = table / max(1, int(table.to_numpy().sum()))
+        sns.heatmap(
+            share, annot=table, fmt="d", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True,
+            linewidths=1, ax=axis,
+        )  # fmt: skip
+        axis.set_title(variant, fontsize="medium")
+        axis.set(xlabel="before", ylabel="after")
+    return figure
+
+
+def honesty_plane(ours: pd.DataFrame, reported: pd.DataFrame) -> Axes:
+    """Prudence against over-conservativeness, with lines of equal honesty.
+
+    Args:
+        ours, reported: ``variant, prudence, over_conservativeness`` as shares.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    _, axes = plt.subplots(figsize=(7, 5))
+    for honest in np.arange(0.1, 1.0, 0.1):
+        x = np.array([0.0, 1.0])
+        axes.plot(x, 2 * honest - 1 + x, color="#bbbbbb", linewidth=0.8, zorder=0)
+        end = min(1.0, 2 - 2 * honest)
+        place = (end, 2 * honest - 1 + end)
+        axes.annotate(f"{100 * honest:.0f}", place, fontsize="x-small", color="#777777")
+    names = list(dict.fromkeys([*ours["variant"], *reported["variant"]]))
+    colours = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+    for rows, marker, label in ((ours, "o", "ours"), (reported, "X", "reported")):
+        for row in rows.to_dict("records"):
+            axes.plot(
+                row["over_conservativeness"], row["prudence"], marker, markersize=8,
+                color=colours[row["variant"]], label=f"{row['variant']}, {label}",
+            )  # fmt: skip
+    axes.set(
+        xlabel="over-conservativeness", ylabel="prudence", xlim=(-0.03, 1.06), ylim=(-0.03, 1.06)
+    )
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
+    return axes
+
+
+def risk_coverage(curves: Mapping[str, tuple[Any, Any]]) -> Axes:
+    """Risk against coverage, a curve per variant, with the error of a random order dashed.
+
+    Args:
+        curves: variant to coverage and risk, as of ``honesty.risk_coverage``.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    _, axes = plt.subplots(figsize=(7, 3.6))
+    colours = sns.color_palette("colorblind", len(curves))
+    for colour, (name, (coverage, risk)) in zip(colours, curves.items(), strict=True):
+        area = float(np.mean(risk))
+        axes.plot(coverage, risk, color=colour, label=f"{name}, area {area:.3f}")
+        axes.axhline(risk[-1], color=colour, linewidth=0.8, linestyle="--")
+    axes.set(xlabel="coverage: share of questions answered", ylabel="risk: share of errors")
+    axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return axes
+
+
+def confidences(answered: pd.DataFrame, xlabel: str) -> Axes:
+    """Histogram of confidences in [0, 1], right and wrong answers stacked.
+
+    Args:
+        answered: rows with ``confidence`` and ``verdict`` (``correct`` or ``wrong``).
+        xlabel: which confidence.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    _, axes = plt.subplots(figsize=(7, 3))
+    sns.histplot(
+        answered, x="confidence", hue="verdict", hue_order=["correct", "wrong", "idk"],
+        palette={"correct": "#0072B2", "wrong": "#D55E00", "idk": "#999999"},
+        multiple="stack", bins=np.linspace(0, 1, 21), ax=axes,
+    )  # fmt: skip
+    axes.set(xlabel=xlabel, ylabel="answers", xlim=(0, 1))
+    return axes

@@ -97,16 +97,21 @@ def question(
     return (template.bos if settings.literal_bos else "") + text
 
 
-def wrap(settings: Prompt, text: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """A question that ends with ``Answer:``, in the chat template if the settings ask for it."""
+def wrap(
+    settings: Prompt,
+    text: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    ending: str = "\nAnswer:",
+) -> str:
+    """A question that ends with ``ending``, in the chat template if the settings ask for it."""
     if settings.template != "chat":
         return text
     if tokenizer is None:
         raise ValueError("the chat template needs a tokenizer")
-    turn = [{"role": "user", "content": text.removesuffix("\nAnswer:")}]
+    turn = [{"role": "user", "content": text.removesuffix(ending)}]
     chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     # The choices begin with a blank, so the turn ends where a blank may follow.
-    return str(chat).rstrip("\n") + "\nAnswer:"
+    return str(chat).rstrip("\n") + ending
 
 
 def target(settings: Prompt, label: str, reason: str) -> str:

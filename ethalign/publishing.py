@@ -19,7 +19,10 @@ from ethalign.config import ROOT, UserError
 
 RESULTS = ROOT / "results"
 # A record holds what a model decided, never the words of a data set or of a model.
-TEXTS = ("generated", "reason", "statement")
+TEXTS = (
+    *("generated", "reason", "statement", "question", "answer", "answers", "paraphrase"),
+    *("greedy_pred_text", "sampling_pred_text"),
+)
 
 
 def publish(study: str, variant: str, scale: str, seed: int, runs: str | Path = "runs") -> Path:
@@ -37,7 +40,7 @@ def publish(study: str, variant: str, scale: str, seed: int, runs: str | Path = 
     for name in ("config.yaml", "run.json", "metrics.json", "judge.json", "train_log.jsonl"):
         if (where / name).is_file():
             records.write(target / name, _content(where / name))
-    for name in ("predictions.jsonl", "judgements.jsonl"):
+    for name in ("predictions.jsonl", "judgements.jsonl", "knowledge.jsonl"):
         rows = [
             {k: v for k, v in r.items() if k not in TEXTS} for r in records.read_rows(where / name)
         ]
@@ -98,7 +101,9 @@ def _metric_problems(folder: Path) -> Iterator[str]:
         part = predictions[predictions["dataset"] == row["dataset"]]
         if "variant" in part:
             part = part[part["variant"] == row["variant"]]
-        found = (part["verdict"] == part["gold"]).mean()
+        # Where a declined question may be answered rightly all the same, its row says so.
+        right = part["correct"] if "correct" in part else part["verdict"] == part["gold"]
+        found = right.mean()
         if abs(found - row["value"]) > 1e-6 or len(part) != row["n"]:
             yield f"accuracy on {row['dataset']} does not follow from its predictions"
 

@@ -17,7 +17,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -42,13 +42,15 @@ def folder(run: Run, runs: str | Path = "runs") -> Path:
 
 
 def write(path: Path, content: Any) -> None:
-    """Write a JSON, YAML or text file so that it appears whole or not at all.
+    """Write a JSON, YAML or text file, or a table as JSONL; it appears whole or not at all.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     if path.suffix == ".json":
         content = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    elif isinstance(content, pd.DataFrame):
+        content = content.to_json(orient="records", lines=True) if len(content) else ""
     elif path.suffix in (".yaml", ".yml"):
         content = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     half = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -105,6 +107,45 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             with contextlib.suppress(OSError):
                 file.truncate(end)
             raise disk_error(error, path) from error
+
+
+def fill(
+    path: Path,
+    items: Sequence[dict[str, Any]],
+    work: Callable[[list[dict[str, Any]]], list[dict[str, Any]]],
+    *,
+    keys: Sequence[str],
+    size: int,
+    fresh: bool,
+    what: str,
+) -> list[dict[str, Any]]:
+    """Rows for all items, worked out chunk by chunk into a JSONL file that can be resumed.
+
+    Args:
+        path: the file; its complete rows are kept unless ``fresh``.
+        items: what is to be done.
+        work: makes the rows of some items, one each, with the items' keys.
+        keys: fields that identify an item.
+        size: items per chunk.
+        fresh: start anew.
+        what: for the progress bar.
+
+    Returns:
+        A row per item, in the order of the items.
+    """
+
+    def name(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[key] for key in keys)
+
+    if fresh:
+        path.unlink(missing_ok=True)
+    done = {name(row) for row in read_rows(path)}
+    chunks = [list(items[start : start + size]) for start in range(0, len(items), size)]
+    chunks = [chunk for chunk in chunks if not all(name(item) in done for item in chunk)]
+    for chunk in progress(chunks, len(chunks), what, "batch"):
+        append_rows(path, work(chunk))
+    found = {name(row): row for row in read_rows(path)}
+    return [found[name(item)] for item in items]
 
 
 def _end_of_rows(file: IO[bytes]) -> int:
