@@ -24,6 +24,13 @@ ORDER = [
     "L",
     "LR",
     "R-then-L",
+    "unaligned",
+    "prompt-based",
+    "fine-tuned",
+    "absolute",
+    "confidence-num",
+    "confidence-verb",
+    "multisample",
 ]
 LABEL_COLOURS = {"ethical": "#0072B2", "unethical": "#D55E00"}
 

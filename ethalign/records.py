@@ -31,6 +31,11 @@ T = TypeVar("T")
 COLUMNS = (
     "study variant dataset stratum metric value low high n unit".split()  # noqa: SIM905
 )
+# The variant that a paper's step starts from.
+BEFORE = {"L": "pretrained", "LR": "L"} | dict.fromkeys(
+    ["fine-tuned", "prompt-based", "absolute", "confidence-num", "confidence-verb", "multisample"],
+    "unaligned",
+)
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "scikit-learn")
 
 
@@ -356,7 +361,7 @@ def compare(study: str, ours: pd.DataFrame, stratum: str = "all") -> pd.DataFram
 
 def _same_step(both: pd.DataFrame) -> pd.Series[bool]:
     """Do the printed and our value differ from those of the variant before in the same sense?"""
-    before = both["variant"].map({"L": "pretrained", "LR": "L"})
+    before = both["variant"].map(BEFORE)
     paper_model = both["row"].str.split(",").str[0]
     keys = [paper_model, both["dataset"], both["metric"]]
     steps = {}

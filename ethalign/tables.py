@@ -1,31 +1,18 @@
-"""Tables of the results pages: what was reported, what came out, and what that decides."""
+"""Tables of the results pages: what was reported, and what came out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import special
 
-from ethalign import metrics, plots, records
+from ethalign import plots, records
 from ethalign.config import ROOT
 
-VERDICTS = "claim data stratum difference low high p holm n verdict".split()  # noqa: SIM905
 # The data set that a study's prose speaks of.
-MAIN = {"ambiguity": "dilemmas", "reasons": "dfar"}
-# Enough for p-values that can survive a correction for some forty comparisons.
-DRAWS = 5000
-# (claim, better, worse): what Beyond Labels says of classification.
-CLAIMS = (
-    ("L+R beats L", "LR", "L"),
-    ("L beats pretrained", "L", "pretrained"),
-    ("L+R beats pretrained", "LR", "pretrained"),
-    ("label first beats reason first", "LR", "R-then-L"),
-    ("L beats shuffled labels", "L", "shuffled"),
-)
+MAIN = {"ambiguity": "dilemmas", "honesty": "triviaqa", "reasons": "dfar"}
+# More columns than this do not fit a page.
+WIDE = 8
 
 
 def leak(reference: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +42,8 @@ def facts(study: str, scale: str = "small") -> dict[str, Any]:
     Returns:
         ``leak``: counts of the overlap audit; ``classes``: stratum to counts of both labels;
         ``scores``: variant to metric to value over all items of the study's main data set, with
-        ``_`` for ``-`` in names; empty where no reference run is committed.
+        ``_`` for ``-`` in names; ``on``: the same for every data set by name. Empty where no
+        reference run is committed.
     """
     reference = records.published(study, scale)
     rows = reference[(reference["variant"] == "audit") & (reference["dataset"] == "dfar")]
@@ -73,17 +61,28 @@ def facts(study: str, scale: str = "small") -> dict[str, Any]:
         for name, part in parts.items():
             counts = part["gold"].value_counts()
             classes[name] = {"n": len(part), **{str(k): int(v) for k, v in counts.items()}}
-    scores: dict[str, dict[str, str]] = {}
-    own = reference[(reference["dataset"] == MAIN[study]) & (reference["stratum"] == "all")]
-    for row in own.to_dict("records"):
-        value = plots.shown(row["value"], row["unit"])
-        scores.setdefault(row["variant"].replace("-", "_"), {})[row["metric"]] = value
-    return {"leak": leak, "classes": classes, "scores": scores}
+    on: dict[str, Any] = {}
+    for row in reference[reference["stratum"] == "all"].to_dict("records"):
+        dataset, variant = (str(row[key]).replace("-", "_") for key in ("dataset", "variant"))
+        values = on.setdefault(dataset, {}).setdefault(variant, {})
+        if row["seed"] == reference["seed"].min() and row["value"] == row["value"]:
+            values[row["metric"]] = plots.shown(row["value"], row["unit"])
+    return {"leak": leak, "classes": classes, "scores": on.get(MAIN[study], {}), "on": on}
 
 
 def reported(study: str) -> str:
-    """Every printed figure of a study as a Markdown table, a row per model of the paper."""
+    """Every printed figure of a study in Markdown, a row per model of the paper.
+
+    One table, or one for each data set where a single one would be too wide for a page.
+    """
     table = records.reported(study)
+    if len(table.groupby(["dataset", "metric"])) <= WIDE:
+        return _reported(table)
+    parts = table.groupby("dataset", sort=False)
+    return "\n".join(f"**{name}**\n\n{_reported(part.copy())}" for name, part in parts)
+
+
+def _reported(table: pd.DataFrame) -> str:
     metric = table["metric"].str.replace("_", " ")
     table["column"] = table["dataset"].str.upper() + " " + metric
     table["shown"] = [
@@ -125,177 +124,51 @@ def comparison(study: str, reference: pd.DataFrame) -> pd.DataFrame:
     return page.set_index("paper").rename_axis(None)
 
 
+def side_by_side(study: str, reference: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Reported and reproduced for one data set: a row per model, a column per metric.
+
+    Args:
+        study: names the printed figures.
+        reference: metrics rows of the reference runs.
+        dataset: which data set; models of the paper that were not run here are left out.
+    """
+    table = records.compare(study, reference[reference["seed"] == reference["seed"].min()])
+    table = table[(table["dataset"] == dataset) & (table["verdict"] != "not run")]
+    table["metric"] = table["metric"].str.replace("_", "-")
+    told = [plots.shown(v, u) for v, u in zip(table["value_reported"], table["unit"], strict=True)]
+    ours = [_cell(row) for row in table.to_dict("records")]
+    table["shown"] = [f"{a} · {b}" for a, b in zip(told, ours, strict=True)]
+    wide = table.pivot(index="row", columns="metric", values="shown")
+    wide = wide.reindex(table["row"].unique())[table["metric"].unique()]
+    return wide.rename_axis(None).rename_axis(None, axis=1)
+
+
+def components(study: str = "honesty") -> pd.DataFrame:
+    """Does every printed honesty follow from prudence and over-conservativeness beside it?
+
+    Returns:
+        Per printed row the three figures, what the formula gives for the honesty, and
+        ``follows``: whether the two agree to the last printed digit (in per cent).
+    """
+    table = records.reported(study)
+    wide = table.pivot(index=["dataset", "row"], columns="metric", values="value")
+    names = ["prudence", "over_conservativeness", "honesty"]
+    wide = (
+        100
+        * wide[names].dropna().reindex(table.set_index(["dataset", "row"]).index.unique()).dropna()
+    )
+    wide["formula"] = (wide["prudence"] + 100 - wide["over_conservativeness"]) / 2
+    # Both components were rounded to two digits, and so was their half sum.
+    wide["follows"] = (wide["formula"] - wide["honesty"]).abs() < 0.0101
+    return wide.rename_axis(None, axis=1).reset_index()
+
+
 def _cell(row: dict[Any, Any]) -> str:
     value, low, high = (row[key] for key in ("value", "low", "high"))
     if value != value:
         return ""
     value, low, high = (plots.shown(x, row["unit"]) for x in (value, low, high))
     return f"{value} [{low}, {high}]"
-
-
-def claims(homes: dict[str, Path], seed: int = 0) -> pd.DataFrame:
-    """Each claim of the paper tested item by item, on every data set and stratum.
-
-    Args:
-        homes: name to a study's folder of runs (``runs/tiny/reasons``,
-            ``results/reasons/small``).
-        seed: which seed's predictions.
-
-    Returns:
-        Difference of accuracies (first minus second) with its 95 % interval, exact McNemar p and
-        the p corrected by Holm over the table; the verdict is ``holds``, ``reversed`` or
-        ``not shown`` at a corrected 5 %.
-    """
-    rows = []
-    for name, home in homes.items():
-        for claim, better, worse in CLAIMS:
-            pair = [_predictions(home / variant / str(seed)) for variant in (better, worse)]
-            if not any(table.empty for table in pair):
-                rows += [(claim, *row) for row in _paired(name, *pair)]
-    return _verdicts(rows)
-
-
-def _verdicts(rows: list[Any], better: int = 1) -> pd.DataFrame:
-    """A verdict per comparison; ``better`` is the sign that a difference has if a claim holds."""
-    columns = ["claim", "data", "stratum", "difference", "low", "high", "p", "n"]
-    table = pd.DataFrame(rows, columns=columns)
-    table["holm"] = metrics.holm(table["p"].to_numpy(dtype=float))
-    sure, sign = table["holm"] < 0.05, better * table["difference"]
-    table["verdict"] = "not shown"
-    table.loc[sure & (sign > 0), "verdict"] = "holds"
-    table.loc[sure & (sign < 0), "verdict"] = "reversed"
-    return table[VERDICTS]
-
-
-def vote_claims(homes: dict[str, Path], seed: int = 0) -> pd.DataFrame:
-    """Each claim about votes tested item by item; losses, so a negative difference is better.
-
-    The claim that the Dirichlet score (concentration 1) improves more than the cross-entropy is
-    tested three times: in nats, in per cent of the score before, and in per cent with the raw
-    answer mass for the concentration, as in the authors' early code. Which encoder stands against
-    which language model is chosen by their losses on the held-out rows.
-
-    Args:
-        homes: name to a study's folder of runs.
-        seed: which seed's predictions.
-
-    Returns:
-        As ``claims``; differences in nats, or where the claim says so in shares of the score
-        before.
-    """
-    rows: list[Any] = []
-    for name, home in homes.items():
-        losses = _vote_losses(home, seed)
-        if "zero-shot" in losses:
-            rows += [(claim, name, "all", *test) for claim, test in _vote_tests(losses, seed)]
-    return _verdicts(rows, better=-1)
-
-
-def _vote_losses(home: Path, seed: int) -> dict[str, pd.DataFrame]:
-    """Variant to its items: index ``id``, columns ``part, ce, scaled, dm``, maybe ``raw``."""
-    from ethalign import ambiguity, calibration, votes
-
-    tables = {}
-    for path in sorted(home.glob(f"*/{seed}/predictions.jsonl")):
-        rows = pd.DataFrame(records.read_rows(path))
-        if "logp1" in rows:
-            tables[path.parents[1].name] = (rows, ambiguity.probabilities(rows))
-        else:
-            for key, part in rows.groupby("variant"):
-                p = special.softmax(part[["z1", "z2"]].to_numpy(float), axis=1)
-                tables[str(key)] = (part, p)
-    found = {}
-    for key, (rows, p) in tables.items():
-        n, p = votes.counts(rows), np.maximum(p, ambiguity.FLOOR)
-        places, z = rows["part"].to_numpy(), np.log(p)
-        held = places == "held-out"
-        scaled = special.softmax(z / calibration.fit_temperature(z[held], n[held]), axis=1)
-        scores = {
-            "part": places,
-            "scaled": calibration.cross_entropy(scaled, n),
-            "ce": calibration.cross_entropy(np.minimum(p, 1), n),
-            "dm": calibration.dirichlet_multinomial_nll(p, n),
-        }
-        if "logp1" in rows:
-            mass = np.maximum(np.exp(rows[["logp1", "logp2"]].to_numpy(float)), ambiguity.FLOOR)
-            scores["raw"] = calibration.dirichlet_multinomial_nll(mass, n)
-        found[key] = pd.DataFrame(scores, index=rows["id"])
-    return found
-
-
-def _vote_tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[str, Any]]:
-    parts = {
-        part: {key: t[t["part"] == part].sort_index() for key, t in losses.items()}
-        for part in ("held-out", "test")
-    }
-    test = parts["test"]
-    before = test["zero-shot"]
-    tuned = [key for key in ("hard", "sampled", "soft", "verbalised") if key in test]
-    for key in tuned:
-        after = test[key]
-        for score, name in (("ce", "cross-entropy"), ("dm", "the Dirichlet score")):
-            found = metrics.paired_bootstrap(after[score], before[score], seed=seed, draws=DRAWS)
-            yield f"{key} improves {name}", found
-        more = f"{key} improves the Dirichlet score more"
-        for ending, score, statistic in (
-            ("in nats", "dm", _more_nats),
-            ("in per cent", "dm", _more_per_cent),
-            ("in per cent, raw mass", "raw", _more_per_cent),
-        ):
-            columns = [t[c].to_numpy() for t in (before, after) for c in ("ce", score)]
-            found = metrics.bootstrap_test(statistic, *columns, seed=seed, draws=DRAWS)
-            yield f"{more}, {ending}", found
-    encoders = [k for k in test if k.startswith("encoder") and k != "encoder-shuffled"]
-    if tuned and encoders:
-        for score, ending in (("ce", ""), ("scaled", " after scaling")):
-            first, second = (
-                min(keys, key=lambda k: float(parts["held-out"][k][score].mean()))
-                for keys in (encoders, tuned)
-            )
-            pair = test[first][score], test[second][score]
-            found = metrics.paired_bootstrap(*pair, seed=seed, draws=DRAWS)
-            yield f"{first} is ahead of {second} in cross-entropy{ending}", found
-
-
-def _more_nats(ce_0: Any, dm_0: Any, ce_1: Any, dm_1: Any) -> float:
-    """Change of the Dirichlet score minus that of the cross-entropy."""
-    return float((dm_1 - dm_0).mean() - (ce_1 - ce_0).mean())
-
-
-def _more_per_cent(ce_0: Any, dm_0: Any, ce_1: Any, dm_1: Any) -> float:
-    """The same with each change as a share of the score before."""
-    return float(dm_1.mean() / dm_0.mean() - ce_1.mean() / ce_0.mean())
-
-
-def _predictions(folder: Path) -> pd.DataFrame:
-    rows = records.read_rows(folder / "predictions.jsonl")
-    return pd.DataFrame(rows)
-
-
-def _paired(
-    name: str, first: pd.DataFrame, second: pd.DataFrame
-) -> list[tuple[str, str, float, float, float, float, int]]:
-    both = first.merge(second, on=["dataset", "id", "gold", "stratum"], suffixes=("_1", "_2"))
-    found = []
-    for dataset, part in both.groupby("dataset", sort=False):
-        groups = {"all": part}
-        if part["stratum"].nunique() > 1:
-            groups |= {str(k): g for k, g in part.groupby("stratum")}
-        for stratum, group in groups.items():
-            right = [(group[f"verdict_{k}"] == group["gold"]).to_numpy() for k in (1, 2)]
-            test = metrics.mcnemar(*right)
-            found.append(
-                (
-                    f"{dataset}, {name}",
-                    stratum,
-                    test.difference,
-                    test.low,
-                    test.high,
-                    test.p_value,
-                    test.n,
-                )
-            )
-    return found
 
 
 def control(rows: pd.DataFrame) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import command
 
-from ethalign import config, data, evaluation, pipeline, publishing, records, tables
+from ethalign import claims, config, data, evaluation, pipeline, publishing, records
 from ethalign.config import ROOT, UserError
 
 DRAWING = ["lengths", "losses", "log_odds", "intervals", "vote_patterns", "reliability"]
@@ -153,7 +153,7 @@ def test_only_what_depends_on_a_parameter_runs_again(runs, home):
 
 
 def test_claims_are_tested_item_by_item(home):
-    table = tables.claims({"this run": home})
+    table = claims.reasons({"this run": home})
     assert set(table["claim"]) >= {"L+R beats L", "L beats pretrained"}
     assert table["holm"].between(0, 1).all()
     assert (table["holm"] >= table["p"] - 1e-12).all()

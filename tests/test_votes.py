@@ -311,9 +311,9 @@ def test_claims_are_judged_from_predictions(tmp_path):
         where = tmp_path / variant / "0"
         where.mkdir(parents=True)
         records.write(where / "predictions.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
-    from ethalign import tables
+    from ethalign import claims
 
-    found = tables.vote_claims({"here": tmp_path}).set_index("claim")["verdict"]
+    found = claims.votes({"here": tmp_path}).set_index("claim")["verdict"]
     assert found["soft improves cross-entropy"] == "holds"
     assert found["hard improves cross-entropy"] == "not shown"
 
