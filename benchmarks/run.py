@@ -23,7 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ethalign import config, data, models, prompts, records, scoring, tuning
+from ethalign import (
+    config,
+    data,
+    generation,
+    models,
+    prompts,
+    questions,
+    records,
+    scoring,
+    tuning,
+)
 
 HERE = Path(__file__).resolve().parent
 ROWS, REPEATS = 96, 3
@@ -157,12 +167,67 @@ def score_plain() -> dict[str, Any]:
     return {"rate": len(asked) / (time.perf_counter() - clock), "values": found}
 
 
+def asked() -> tuple[config.Run, list[str]]:
+    """Questions of the honesty study's samples, with the plain prompt."""
+    run = config.load("honesty", "unaligned", "tiny", overrides={"data.limit_test": 90})
+    table = questions.splits(run).tests["questions"]
+    rows = table.to_dict("records")
+    return run, [questions.prompt(run, row, honest=False) for row in rows]
+
+
+def sample_ours() -> dict[str, Any]:
+    """`generation.write`: ten samples a question, prompts shared, ended sequences leaving."""
+    run, texts = asked()
+    loaded = models.load(run.model)
+    clock = time.perf_counter()
+    found = generation.write(
+        loaded.model,
+        loaded.tokenizer,
+        texts[:48],
+        max_new_tokens=run.evaluation.max_new_tokens,
+        temperature=1.0,
+        samples=run.honesty.samples,
+        batch_size=6,
+        stop="\n",
+    )
+    seconds = time.perf_counter() - clock
+    return {"rate": int(found.tokens.sum()) / seconds, "tokens": float(found.tokens.mean())}
+
+
+def sample_generate(dtype: str) -> dict[str, Any]:
+    """`generate` of transformers, greedy, one question at a time, stopped at the line's end."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    run, texts = asked()
+    folder, _ = models.locate(run.model, 0)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    tokenizer = models.load(run.model).tokenizer
+    tokens = 0
+    clock = time.perf_counter()
+    for text in texts[:24]:
+        batch = tokenizer(text, return_tensors="pt")
+        out = model.generate(
+            **batch,
+            max_new_tokens=run.evaluation.max_new_tokens,
+            do_sample=False,
+            stop_strings="\n",
+            tokenizer=tokenizer,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        tokens += out.shape[1] - batch["input_ids"].shape[1]
+    return {"rate": tokens / (time.perf_counter() - clock), "tokens": tokens / 24}
+
+
 SIDES: dict[str, Callable[[], dict[str, Any]]] = {
     "tune-ours": tune_ours,
     "tune-trl-bf16": lambda: tune_trl("bfloat16"),
     "tune-trl-fp32": lambda: tune_trl("float32"),
     "score-ours": score_ours,
     "score-plain": score_plain,
+    "sample-ours": sample_ours,
+    "sample-generate-bf16": lambda: sample_generate("bfloat16"),
+    "sample-generate-fp32": lambda: sample_generate("float32"),
 }
 
 
@@ -234,6 +299,22 @@ def scoring_benchmark() -> Any:
     return compared("scoring-vs-plain-loop", "items/s", *rates, how)
 
 
+def sampling_benchmark() -> Any:
+    """Sampled tokens per second against one-by-one greedy `generate`; the limit is 6 times."""
+    names = ("sample-generate-bf16", "sample-generate-fp32")
+    found = alternate("sample-ours", *names)
+    rates = {side: [one["rate"] for one in runs] for side, runs in found.items()}
+    best = max(names, key=lambda side: statistics.median(rates[side]))
+    mean = {side: found[side][0]["tokens"] for side in ("sample-ours", best)}
+    how = (
+        f"48 sample questions with 10 samples each at temperature 1 in batches of 60 sequences"
+        f" ({mean['sample-ours']:.1f} tokens each) against greedy `generate` of"
+        f" transformers {version('transformers')} one by one ({mean[best]:.1f} tokens each),"
+        f" {best.rpartition('-')[2]} weights (the faster), both stopped at the end of a line"
+    )
+    return compared("sampling-vs-generate", "tokens/s", rates["sample-ours"], rates[best], how)
+
+
 def version(name: str) -> str:
     """Installed version of a package."""
     from importlib.metadata import version as installed
@@ -266,7 +347,7 @@ def help_benchmark() -> Any:
 
 
 def memory_benchmark() -> Any:
-    """Largest memory while the book is made at scale tiny, all processes; the limit is 4 GB."""
+    """Largest memory while the book is made at scale tiny, all processes; the limit is 6 GB."""
     with tempfile.TemporaryDirectory() as folder:
         call = [sys.executable, "-m", "ethalign.cli", "book", "--runs", folder]
         clock = time.perf_counter()
@@ -276,7 +357,7 @@ def memory_benchmark() -> Any:
     if child.returncode:
         raise RuntimeError("the book was not made")
     how = f"every study at tiny and the book, {seconds:.0f} s; unique memory of all processes"
-    return row("memory", peak, 4.0, 4 / peak, None, None, "GB", f"{how}; peer: the limit")
+    return row("memory", peak, 6.0, 6 / peak, None, None, "GB", f"{how}; peer: the limit")
 
 
 def watch(child: subprocess.Popen[bytes]) -> int:
@@ -319,6 +400,7 @@ ALL: dict[str, Callable[[], Any]] = {
     "help": help_benchmark,
     "scoring-vs-plain-loop": scoring_benchmark,
     "tuning-vs-trl": tuning_benchmark,
+    "sampling-vs-generate": sampling_benchmark,
     "memory": memory_benchmark,
     "rerun-nothing": nothing_benchmark,
 }

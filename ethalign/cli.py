@@ -21,7 +21,7 @@ app = typer.Typer(
 rate = typer.Typer(help="Have people rate the reasons that models gave.", no_args_is_help=True)
 app.add_typer(rate, name="rate")
 
-Study = Annotated[str, typer.Argument(help="reasons")]
+Study = Annotated[str, typer.Argument(help="reasons, ambiguity or honesty")]
 Scale = Annotated[str, typer.Option(help="smoke, tiny, small, paper or paper-mistral")]
 Seeds = Annotated[list[int], typer.Option("--seed", help="repeat for several")]
 Settings = Annotated[

@@ -186,17 +186,8 @@ SOURCES: dict[str, Source] = {
         "train.csv",
     ),
 }
-# Not needed for any scale: large archives that a run names by a parameter (votes.split), and
-# questions that no notebook reads yet.
-OPTIONAL = (
-    *(f"anecdotes-{split}" for split in ("train", "dev", "test")),
-    "dilemmas-train",
-    *(
-        name
-        for name in SOURCES
-        if name.startswith(("triviaqa", "nonambigqa", "puqa", "pkqa", "mmlu"))
-    ),
-)
+# Not needed for any scale: large archives that a run names by a parameter (votes.split).
+OPTIONAL = (*(f"anecdotes-{split}" for split in ("train", "dev", "test")), "dilemmas-train")
 
 
 def cache() -> Path:

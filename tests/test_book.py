@@ -98,6 +98,15 @@ def test_every_printed_figure_of_the_paper_is_on_the_page(texts):
     for model in ("Llama-2 7B, L+R", "Mistral 7B, pre-trained"):
         assert model in texts["reasons/index.html"]
     assert "89.4" in texts["reasons/index.html"]
+    for model in ("13B, Multisample", "70B, Confidence-Verb", "13B, Multisample + MMLU data"):
+        assert model in texts["honesty/index.html"]
+    assert "75.9" in texts["honesty/index.html"]
+
+
+def test_the_row_that_does_not_follow_from_its_parts_is_named(texts):
+    page = " ".join(texts["_runs/honesty/results.html"].split())
+    assert "27 of 28 rows follow" in page
+    assert "70B, Confidence-Verb" in page
 
 
 def test_pages_made_from_invented_votes_say_so(texts):
@@ -122,7 +131,8 @@ def test_formulas_are_part_of_the_page(built):
 
 
 def test_executed_pages_say_what_was_run(texts):
-    for stage in ("reasons/evaluate-LR", "reasons/baselines", "ambiguity/finetune-soft"):
+    stages = ["reasons/evaluate-LR", "reasons/baselines", "ambiguity/finetune-soft"]
+    for stage in [*stages, "honesty/knowledge", "honesty/evaluate-absolute"]:
         text = " ".join(texts[f"_runs/{stage}.html"].split())
         assert re.search(r"seed 0.* s; ethalign .*commit", text), stage
 

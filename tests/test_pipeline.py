@@ -18,7 +18,8 @@ from ethalign import claims, config, data, evaluation, pipeline, publishing, rec
 from ethalign.config import ROOT, UserError
 
 DRAWING = ["lengths", "losses", "log_odds", "intervals", "vote_patterns", "reliability"]
-DRAWING += ["by_disagreement", "order_bias"]
+DRAWING += ["by_disagreement", "order_bias", "known_counts", "sweep", "transitions"]
+DRAWING += ["honesty_plane", "risk_coverage", "confidences"]
 VARIANTS = ["pretrained", "L", "LR", "R-then-L", "shuffled"]
 
 
