@@ -106,6 +106,8 @@ def _table(path: Path, name: str, split: str | None) -> pd.DataFrame:
     frame["answers"] = [
         [a.strip() for a in text.split("|") if a.strip()] for text in frame["answers"]
     ]
+    if bad := [i for i, listed in zip(frame.index, frame["answers"], strict=True) if not listed]:
+        raise UserError(f"{path}, row {bad[0] + 2}, column answers: there is no answer.")
     if "id" not in frame:
         frame.insert(0, "id", [f"{path.stem}-{i}" for i in range(len(frame))])
     return data.stamp(frame, name, path)
@@ -207,7 +209,7 @@ def help_prompt(request: str, tokenizer: Any) -> str:
 def rephrased(row: Mapping[Any, Any]) -> dict[Any, Any]:
     """The same question in other words: the sample's own, else with a sentence before it."""
     text = row.get("paraphrase")
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text.strip():
         text = REPHRASED.replace("{question}", str(row["question"]))
     return {**row, "question": text}
 
@@ -274,8 +276,20 @@ def _trivia(name: str, split: str) -> pd.DataFrame:
                 answers = ast.literal_eval(listed)
             except (ValueError, SyntaxError):
                 raise UserError(f"{path}, row {number}: not a question and its answers.") from None
-            rows.append([f"{name}-{split}-{number - 1}", question.strip(), answers])
+            rows.append([f"{name}-{split}-{number - 1}", question.strip(), central(answers)])
     return data.stamp(pd.DataFrame(rows, columns=["id", "question", "answers"]), name, path)
+
+
+def central(answers: list[str]) -> list[str]:
+    """Accepted answers with the one first that most others contain; the shortest of such.
+
+    The files of DPR list aliases in no order, redirects of an encyclopaedia among them; what is
+    taught as *the* answer should not be one of those.
+    """
+    plain = [honesty.normalise(answer) for answer in answers]
+    held = [sum(one in other for other in plain) if one else 0 for one in plain]
+    best = max(range(len(answers)), key=lambda k: (held[k], -len(answers[k])), default=0)
+    return [*answers[best : best + 1], *answers[:best], *answers[best + 1 :]]
 
 
 def _lines(name: str, split: str) -> pd.DataFrame:
