@@ -176,12 +176,13 @@ def stage(run: Run, where: Path, name: str, inputs: dict[str, Any]) -> Iterator[
         "fingerprint": fingerprint(inputs),
         **inputs,
     }
+    fresh = before.get("fingerprint") != facts["fingerprint"]
+    resumed = not fresh and before.get("status") != "complete"
+    facts["seconds"] = earlier = _worked(before, where) if resumed else 0.0
     record = {**provenance(run), "stages": {**record.get("stages", {}), name: facts}}
     write(where / "config.yaml", run.model_dump(mode="json"))
     write(path, record)
-    facts["fresh"] = before.get("fingerprint") != facts["fingerprint"]
-    resumed = not facts["fresh"] and before.get("status") != "complete"
-    earlier = before.get("seconds", 0) if resumed else 0
+    facts["fresh"] = fresh
     clock = time.perf_counter()
     try:
         yield facts
@@ -194,6 +195,18 @@ def stage(run: Run, where: Path, name: str, inputs: dict[str, Any]) -> Iterator[
         facts["seconds"] = round(earlier + time.perf_counter() - clock, 1)
         with contextlib.suppress(UserError):
             write(path, record)
+
+
+def _worked(before: dict[str, Any], where: Path) -> float:
+    """Seconds of an unfinished attempt; of one that was killed, until the last file it wrote."""
+    seconds = float(before.get("seconds", 0))
+    if before.get("status") == "running":
+        start = datetime.datetime.fromisoformat(before["start"]).timestamp()
+        last = max(
+            (path.stat().st_mtime for path in where.rglob("*") if path.is_file()), default=0
+        )
+        seconds += max(0.0, last - start)
+    return round(seconds, 1)
 
 
 def fingerprint(inputs: Any) -> str:
