@@ -1,6 +1,8 @@
+import datetime
 import errno
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -150,3 +152,51 @@ def test_the_verdict_follows_the_interval(value, low, high, verdict):
 def test_a_sample_is_never_compared_with_the_paper():
     sample = _ours(0.69, 0.65, 0.73).assign(dataset="statements")
     assert (records.compare("reasons", sample)["verdict"] == "not run").all()
+
+
+def test_the_time_of_a_killed_attempt_counts_until_its_last_file(tmp_path):
+    inputs = {"settings": "same"}
+    path = tmp_path / "run.json"
+    with records.stage(RUN, tmp_path, "x", inputs):
+        pass
+    record = json.loads(path.read_text())
+    stage = record["stages"]["x"]
+    stage |= {"status": "running", "start": "2026-01-01T00:00:00+00:00", "seconds": 5.0}
+    path.write_text(json.dumps(record))
+    begun = datetime.datetime.fromisoformat(stage["start"]).timestamp()
+    for file in tmp_path.iterdir():
+        os.utime(file, (begun, begun))
+    (tmp_path / "predictions.jsonl").write_text("{}\n")
+    os.utime(tmp_path / "predictions.jsonl", (begun + 100, begun + 100))
+    with records.stage(RUN, tmp_path, "x", inputs) as facts:
+        assert not facts["fresh"]
+    seconds = json.loads(path.read_text())["stages"]["x"]["seconds"]
+    assert 105 <= seconds < 110
+
+
+def test_rows_are_filled_in_and_resumed_without_asking_twice(tmp_path):
+    asked = []
+
+    def work(chunk):
+        asked.extend(row["id"] for row in chunk)
+        return [{**row, "twice": 2 * row["id"]} for row in chunk]
+
+    items = [{"id": i} for i in range(7)]
+    settings = {"keys": ["id"], "size": 3, "what": "counting"}
+    path = tmp_path / "rows.jsonl"
+    whole = records.fill(path, items, work, fresh=False, **settings)
+    assert [row["twice"] for row in whole] == [0, 2, 4, 6, 8, 10, 12]
+    text = path.read_bytes()
+    path.write_bytes(text[: len(text) // 2])
+    asked.clear()
+    assert records.fill(path, items, work, fresh=False, **settings) == whole
+    assert 0 not in asked
+    assert set(asked) == {3, 4, 5, 6}, "the chunk that was cut, and the last one"
+    asked.clear()
+    assert records.fill(path, items, work, fresh=True, **settings) == whole
+    assert asked == list(range(7))
+
+
+def test_an_empty_table_is_an_empty_file(tmp_path):
+    records.write(tmp_path / "rows.jsonl", pd.DataFrame())
+    assert records.read_rows(tmp_path / "rows.jsonl") == []
