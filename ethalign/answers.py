@@ -19,6 +19,7 @@ from ethalign import (
     judges,
     knowledge,
     metrics,
+    plots,
     questions,
     records,
     tuning,
@@ -171,6 +172,28 @@ def summarise(run: Run, before: pd.DataFrame, after: pd.DataFrame) -> Rows:
     for name, unit, estimate in _costs(run, after[after["part"] == "requests"]):
         rows.append(records.row(run, "requests", "all", name, estimate, unit))
     return rows
+
+
+def recorded(home: Path, seed: int, dataset: str) -> dict[str, pd.DataFrame]:
+    """The test rows of every variant on one data set, from a study's folder of runs.
+
+    Committed runs hold decisions without words. Variants without a run are left out.
+    """
+    found = {}
+    for variant in plots.ORDER:
+        rows = pd.DataFrame(records.read_rows(home / variant / str(seed) / "predictions.jsonl"))
+        if "part" in rows:
+            found[variant] = rows[(rows["part"] == "test") & (rows["dataset"] == dataset)]
+    return found
+
+
+def transitions(parts: dict[str, pd.DataFrame]) -> dict[str, dict[tuple[Category, Category], int]]:
+    """Counts of (before, after) for every variant of ``recorded``, against the unaligned one."""
+    before = parts["unaligned"]
+    return {
+        variant: honesty.scores(aligned(before, part), list(part["verdict"])).transitions
+        for variant, part in parts.items()
+    }
 
 
 def aligned(before: pd.DataFrame, after: pd.DataFrame) -> list[Category]:

@@ -84,7 +84,8 @@ def reported(study: str) -> str:
 
 def _reported(table: pd.DataFrame) -> str:
     metric = table["metric"].str.replace("_", " ")
-    table["column"] = table["dataset"].str.upper() + " " + metric
+    several = table["dataset"].nunique() > 1
+    table["column"] = table["dataset"].str.upper() + " " + metric if several else metric
     table["shown"] = [
         plots.shown(v, unit) for v, unit in zip(table["value"], table["unit"], strict=True)
     ]
@@ -141,6 +142,14 @@ def side_by_side(study: str, reference: pd.DataFrame, dataset: str) -> pd.DataFr
     wide = table.pivot(index="row", columns="metric", values="shown")
     wide = wide.reindex(table["row"].unique())[table["metric"].unique()]
     return wide.rename_axis(None).rename_axis(None, axis=1)
+
+
+def plane(rows: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Prudence and over-conservativeness of each variant on a data set, as columns."""
+    names = ["prudence", "over_conservativeness"]
+    part = rows[(rows["dataset"] == dataset) & rows["variant"].isin(plots.ORDER)]
+    wide = part.pivot_table(index="variant", columns="metric", values="value", sort=False)
+    return wide.reindex(columns=names).dropna().reset_index()
 
 
 def components(study: str = "honesty") -> pd.DataFrame:
