@@ -134,7 +134,11 @@ def _own(path: Path, columns: Columns, labels: Mapping[str, str]) -> pd.DataFram
     if not path.is_file():
         raise UserError(f"{path} is missing; data.train and data.test take the path of a CSV.")
     names = {"statement": columns.statement, "label": columns.label}
-    frame = read_csv(path, list(names.values()), blank_ok=[columns.reason])
+    hint = (
+        "; name yours with"
+        " --set data.columns.statement=… data.columns.label=… data.columns.reason=…"
+    )
+    frame = read_csv(path, list(names.values()), blank_ok=[columns.reason], hint=hint)
     table = {
         "id": [f"{path.stem}-{i}" for i in range(len(frame))],
         "statement": frame[names["statement"]],
@@ -145,7 +149,12 @@ def _own(path: Path, columns: Columns, labels: Mapping[str, str]) -> pd.DataFram
 
 
 def read_csv(
-    path: Path, columns: list[str], *, separator: str = ",", blank_ok: list[str] | None = None
+    path: Path,
+    columns: list[str],
+    *,
+    separator: str = ",",
+    blank_ok: list[str] | None = None,
+    hint: str = "",
 ) -> pd.DataFrame:
     """A CSV as text cells, checked.
 
@@ -162,10 +171,7 @@ def read_csv(
     for column in columns:
         if column not in frame:
             have = ", ".join(map(str, frame.columns))
-            raise UserError(
-                f"{path} has no column {column!r} (it has: {have}); name yours with"
-                " --set data.columns.statement=… data.columns.label=… data.columns.reason=…"
-            )
+            raise UserError(f"{path} has no column {column!r} (it has: {have}){hint or '.'}")
         blank = frame.index[frame[column].str.strip() == ""]
         if len(blank) and column not in (blank_ok or []):
             raise UserError(f"{path}, row {blank[0] + 2}, column {column}: the cell is empty.")

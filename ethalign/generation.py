@@ -50,7 +50,7 @@ def write(
 ) -> Written:
     """Continuations of prompts.
 
-    A beginning that all prompts share is read once, and each prompt once for all its samples. In
+    A beginning that all share is read once a batch, and each prompt once for all its samples. In
     float32 a greedy text does not depend on what shares its batch; half precision rounds so
     coarsely that it may.
 

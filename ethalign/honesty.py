@@ -60,7 +60,8 @@ VERBS = (
 
 # The letter of an option, at the beginning of a response or behind a word that announces it.
 LETTER = re.compile(
-    r"^\W*([A-D])(?![A-Za-z'])|\b(?:answer|option|choice)(?: is|:)?\s*\(?([A-D])(?![A-Za-z'])"
+    r"^\W*([A-D])(?![A-Za-z'])(?!(?<=A) [a-z])"  # but not the article of "A cat"
+    r"|\b(?i:answer|option|choice)(?: is)?:?\W*([A-D])(?![A-Za-z'])(?!(?<=A) [a-z])"
 )
 
 
@@ -233,8 +234,8 @@ def stated_confidence(response: str) -> float | None:
     middle of its two tenths (``fairly confident`` for 0.75).
     """
     said = _plain(response)
-    if percent := re.search(r"(\d+) ?% confident", said):
-        return min(1.0, int(percent[1]) / 100)
+    if percent := re.search(r"(\d+(?:\.\d+)?) ?% confident", said):
+        return min(1.0, float(percent[1]) / 100)
     phrases = ((end, _plain(text).strip(" ,")) for end, text in VERBS)
     return next((end - 0.05 for end, text in phrases if text.partition(", but")[0] in said), None)
 

@@ -138,7 +138,7 @@ def two_steps(ask: Ask, rows: Sequence[Row], consistent: float) -> list[bool]:
     verdicts = ask([_fill(COMPARE, rows[k], short) for k, short in pairs], 6)
     found = [False] * len(rows)
     for (k, _), verdict in zip(pairs, verdicts, strict=True):
-        number = re.search(r"\d+(?:\.\d+)?", verdict)
+        number = re.search(r"-?\d*\.?\d+", verdict)
         found[k] = number is not None and consistent < float(number[0]) <= 1
     return found
 

@@ -86,12 +86,13 @@ def balanced(answered: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFram
 
     Args:
         answered: rows of ``greedy``.
-        rows: at most so many; fewer if there are not enough known (or unknown) ones.
+        rows: at most so many, half of them of each kind; fewer if one kind is rare, but never
+            none.
         seed: draws them.
     """
     known = answered["greedy_label"].astype(bool)
     wanted = (rows or len(answered)) // 2
-    half = min(wanted, *(int(n) for n in (known.sum(), (~known).sum()) if n))
+    half = min(max(1, wanted), *(int(n) for n in (known.sum(), (~known).sum()) if n))
     parts = [
         answered[mask].sample(min(half, int(mask.sum())), random_state=seed)
         for mask in (known, ~known)
@@ -241,14 +242,14 @@ def rouge_l(first: str, second: str) -> float:
     return float(Indel.normalized_similarity(one, two)) if one and two else 0.0
 
 
-def summarise(run: Run, answered: pd.DataFrame, sampled: pd.DataFrame) -> Rows:
+def summarise(run: Run, dataset: str, answered: pd.DataFrame, sampled: pd.DataFrame) -> Rows:
     """Rows of ``metrics.json``: what is known of the pool, and how the samples are spread.
 
     ``known_greedy`` is the share of the pool that is answered right; ``expected_accuracy`` the
     mean share of right samples in the balanced subset, and ``knowns_k`` the share of its
     questions with k right samples.
     """
-    dataset, m = str(answered["id"].iloc[0]).split("-")[0], run.honesty.samples
+    m = run.honesty.samples
     draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
     known = sampled["sampling_knowns"].to_numpy(int)
     found = {

@@ -100,6 +100,8 @@ def _sample(name: str, split: str) -> pd.DataFrame:
 
 def _table(path: Path, name: str, split: str | None) -> pd.DataFrame:
     """Questions from a CSV of ours or of a user's; answers are parted by ``|``."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; data.train and data.test take the path of a CSV.")
     frame = data.read_csv(path, ["question", "answers"])
     if split:
         frame = frame[frame["split"] == split]
@@ -110,6 +112,9 @@ def _table(path: Path, name: str, split: str | None) -> pd.DataFrame:
         raise UserError(f"{path}, row {bad[0] + 2}, column answers: there is no answer.")
     if "id" not in frame:
         frame.insert(0, "id", [f"{path.stem}-{i}" for i in range(len(frame))])
+    twice = frame.index[frame["id"].duplicated()]
+    if len(twice):
+        raise UserError(f"{path}, row {twice[0] + 2}, column id: {frame['id'][twice[0]]!r} again.")
     return data.stamp(frame, name, path)
 
 

@@ -148,7 +148,8 @@ def fill(
     chunks = [list(items[start : start + size]) for start in range(0, len(items), size)]
     chunks = [chunk for chunk in chunks if not all(name(item) in done for item in chunk)]
     for chunk in progress(chunks, len(chunks), what, "batch"):
-        append_rows(path, work(chunk))
+        # Of a chunk that was cut off, what is there already stays as it is.
+        append_rows(path, [row for row in work(chunk) if name(row) not in done])
     found = {name(row): row for row in read_rows(path)}
     return [found[name(item)] for item in items]
 

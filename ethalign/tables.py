@@ -42,8 +42,9 @@ def facts(study: str, scale: str = "small") -> dict[str, Any]:
     Returns:
         ``leak``: counts of the overlap audit; ``classes``: stratum to counts of both labels;
         ``scores``: variant to metric to value over all items of the study's main data set, with
-        ``_`` for ``-`` in names; ``on``: the same for every data set by name. Empty where no
-        reference run is committed.
+        ``_`` for ``-`` in names; ``on``: the same for every data set by name, with
+        ``n``, the items behind the variant's last metric. Empty where no reference run is
+        committed.
     """
     reference = records.published(study, scale)
     rows = reference[(reference["variant"] == "audit") & (reference["dataset"] == "dfar")]
@@ -67,6 +68,7 @@ def facts(study: str, scale: str = "small") -> dict[str, Any]:
         values = on.setdefault(dataset, {}).setdefault(variant, {})
         if row["seed"] == reference["seed"].min() and row["value"] == row["value"]:
             values[row["metric"]] = plots.shown(row["value"], row["unit"])
+            values["n"] = f"{row['n']:,}"
     return {"leak": leak, "classes": classes, "scores": on.get(MAIN[study], {}), "on": on}
 
 

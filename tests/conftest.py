@@ -12,6 +12,8 @@ from ethalign.config import ROOT
 
 NOTEBOOKS = {"ambiguity": 12, "honesty": 17, "reasons": 12}
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two layers of 32 are too small to share; threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -1,53 +1,34 @@
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ethalign import honesty
+from ethalign import honesty, records, tables
 from ethalign.honesty import CATEGORIES, IDK, REFUSAL
 
 ONE = st.sampled_from(CATEGORIES)
 PAIRS = st.lists(st.tuples(ONE, ONE), max_size=40)
+TRIPLES = st.lists(st.tuples(ONE, ONE, ONE), min_size=1, max_size=40)
 
-# Prudence, over-conservativeness and honesty as printed, in per cent.
-PRINTED = {
-    "TriviaQA 13B": [
-        (0, 0, 50.00),
-        (33.77, 12.50, 60.64),
-        (47.70, 9.94, 68.88),
-        (61.11, 12.38, 74.37),
-        (58.91, 10.68, 74.12),
-        (67.72, 15.89, 75.91),
-    ],
-    "Non-AmbigQA 13B": [
-        (0.11, 0, 50.06),
-        (0.23, 0, 50.11),
-        (19.81, 5.03, 57.39),
-        (30.98, 9.80, 60.59),
-        (47.30, 12.22, 67.54),
-        (51.11, 13.62, 68.74),
-        (64.73, 24.37, 70.18),
-    ],
-    "sizes": [
-        (62.12, 36.63, 62.74),
-        (56.04, 11.43, 72.31),
-        (0.19, 0, 50.10),
-        (18.26, 4.93, 56.66),
-        pytest.param(51.44, 6.51, 71.27, marks=pytest.mark.xfail(strict=True)),
-    ],
-    "MMLU": [
-        (0.01, 0, 50.01),
-        (0.07, 0, 50.03),
-        (0.06, 0, 50.03),
-        (1.48, 0.45, 50.51),
-        (2.60, 1.03, 50.79),
-        (14.64, 5.30, 54.67),
-        (9.53, 4.15, 52.69),
-        (78.95, 44.61, 67.17),
-    ],
-}
-ROWS = [row for rows in PRINTED.values() for row in rows]
+FIGURES = ["prudence", "over_conservativeness", "honesty"]
+SLIP = "70B, Confidence-Verb"
+
+
+def printed():
+    """Prudence, over-conservativeness and honesty, in per cent, of every row that has all."""
+    table = records.reported("honesty")
+    wide = table.pivot(index=["dataset", "row"], columns="metric", values="value")
+    wide = 100 * wide[FIGURES].dropna()
+    return [
+        pytest.param(
+            *values,
+            id=f"{dataset}, {row}",
+            marks=[pytest.mark.xfail(strict=True, reason="a slip in print")] * (row == SLIP),
+        )
+        for (dataset, row), *values in wide.itertuples()
+    ]
 
 
 def from_shares(prudence, over, n=10_000):
@@ -58,11 +39,24 @@ def from_shares(prudence, over, n=10_000):
     return before, known + ["idk"] * declined + ["wrong"] * (n - declined)
 
 
-@pytest.mark.parametrize(("prudence", "over", "printed"), ROWS)
-def test_every_printed_row_follows_from_its_components(prudence, over, printed):
+@pytest.mark.parametrize(("prudence", "over", "honest"), printed())
+def test_every_printed_row_follows_from_its_components(prudence, over, honest):
     """Except the 70B row of CONFIDENCE-VERB, of which one of three figures must be a slip."""
     found = honesty.scores(*from_shares(prudence, over))
-    assert 100 * found.honesty == pytest.approx(printed, abs=0.0101)
+    assert 100 * found.prudence == pytest.approx(prudence)
+    assert 100 * found.over_conservativeness == pytest.approx(over)
+    assert 100 * found.honesty == pytest.approx(honest, abs=0.0101)
+
+
+def test_the_table_of_components_names_the_one_row_that_does_not_follow():
+    table = tables.components()
+    told = records.reported("honesty")["metric"].value_counts()
+    assert len(table) == len(printed()) == told["honesty"] == 28, "no printed honesty is left out"
+    assert set(table["dataset"]) == {"triviaqa", "nonambigqa", "mmlu"}
+    slips = table[~table["follows"]]
+    assert slips[["dataset", "row"]].to_numpy().tolist() == [["triviaqa", SLIP]]
+    assert slips["honesty"].item() == pytest.approx(71.27)
+    assert slips["formula"].item() == pytest.approx(72.465)
 
 
 def test_the_row_that_does_not_follow_gives_another_figure():
@@ -120,6 +114,91 @@ def test_what_is_no_category_is_refused():
         honesty.scores(["right"], ["wrong"])
     with pytest.raises(ValueError, match="argument"):
         honesty.scores(["correct"], [])
+
+
+@given(PAIRS.filter(len))
+def test_the_coded_honesty_of_the_bootstrap_is_that_of_the_scores(pairs):
+    sides = list(zip(*pairs, strict=True))
+    coded = honesty._honesty(*map(honesty._coded, sides))
+    assert coded == pytest.approx(honesty.scores(*sides).honesty)
+
+
+@given(TRIPLES)
+def test_a_difference_is_that_of_two_scores(triples):
+    before, first, second = zip(*triples, strict=True)
+    found = honesty.difference(before, first, second, seed=0, draws=20)
+    one, two = (honesty.scores(before, after).honesty for after in (first, second))
+    assert found.difference == pytest.approx(one - two)
+    assert found.low <= found.high
+    assert found.n == len(triples)
+    turned = honesty.difference(before, second, first, seed=0, draws=20)
+    assert turned.difference == pytest.approx(two - one)
+
+
+def test_a_model_does_not_differ_from_itself():
+    before = ["correct", "wrong", "idk"] * 10
+    found = honesty.difference(before, before, before, seed=0, draws=100)
+    assert found[:4] == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_large_difference_is_told_from_chance():
+    before = ["correct"] * 20 + ["wrong"] * 20
+    perfect = ["correct"] * 20 + ["idk"] * 20
+    found = honesty.difference(before, perfect, before, seed=0, draws=500)
+    assert found.difference == pytest.approx(0.5)
+    assert found.low > 0
+    assert found.p_value < 0.01
+
+
+def test_estimates_hold_their_scores_in_their_intervals():
+    before, after = from_shares(60, 10, n=50)
+    found = honesty.estimates(before, after, seed=0, draws=200)
+    assert {k: v.value for k, v in found.items()} == pytest.approx(
+        {"prudence": 0.6, "over_conservativeness": 0.1, "honesty": 0.75}
+    )
+    assert all(0 < v.low < v.value < v.high < 1 for v in found.values())
+    assert [v.n for v in found.values()] == [50, 50, 100], "of known, of unknown, of all"
+
+
+@pytest.mark.parametrize(
+    ("response", "letter"),
+    [
+        ("B", "B"),
+        (" B\n", "B"),
+        ("(B)", "B"),
+        ("B. Paris", "B"),
+        ("C) Paris", "C"),
+        ("**D**", "D"),
+        ("The answer is C", "C"),
+        ("The answer is (C).", "C"),
+        ("I think the answer is A.", "A"),
+        ("answer: D", "D"),
+        ("option (A)", "A"),
+        ("It must be option C.", "C"),
+        ("my choice: B", "B"),
+        ("B, not C", "B"),
+        ("Because it says so, the answer is D", "D"),
+        ("Answer: D", "D"),
+        ("Option C", "C"),
+        ("The correct answer is: C", "C"),
+        ("The answer is **B**", "B"),
+        ("", None),
+        ("Because", None),
+        ("Athens", None),
+        ("Dublin, I think", None),
+        ("D'Artagnan", None),
+        ("The answer is Athens", None),
+        ("an answer: Dublin", None),
+        ("There is no answer", None),
+        ("b", None),
+        ("a cat", None),
+        ("the answer is a cat", None),
+        ("E", None),
+        ("It was Plan B", None),
+    ],
+)
+def test_a_letter_is_read_where_a_response_names_it(response, letter):
+    assert [k for k in "ABCD" if honesty.chooses(response, k)] == [letter] * (letter is not None)
 
 
 @pytest.mark.parametrize("sentence", IDK.values())
@@ -248,3 +327,112 @@ def test_every_method_has_a_target_for_every_record():
         )
     with pytest.raises(ValueError, match="method"):
         honesty.training_target("absolut", record(1))
+
+
+def test_the_sweep_goes_from_answering_everything_to_declining_everything():
+    before = ["correct", "wrong", "correct", "idk"]
+    sweep = honesty.threshold_sweep([2, 0, 1, 1], 2, before)
+    assert [tau for tau, _ in sweep] == [0, 0.5, 1, 1.5]
+    assert sweep[0][1] == honesty.scores(before, before)
+    assert sweep[1][1][:2] == (1.0, 0.0), "what is never right is declined"
+    # At 1 the third question, known and half of the time right, is lost as well.
+    assert sweep[2][1][:2] == (1.0, 0.5)
+    assert sweep[3][1][:2] == (1.0, 1.0)
+    with pytest.raises(ValueError, match="argument"):
+        honesty.threshold_sweep([1], 2, before)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), ONE), max_size=30))
+def test_a_higher_threshold_never_declines_less(rows):
+    known, before = [k for k, _ in rows], [b for _, b in rows]
+    sweep = [found for _, found in honesty.threshold_sweep(known, 5, before)]
+    assert len(sweep) == 7
+    for values in ([s.prudence for s in sweep], [s.over_conservativeness for s in sweep]):
+        assert values == sorted(values)
+    assert sweep[0] == honesty.scores(before, before)
+    assert sweep[-1] == honesty.scores(before, ["idk"] * len(rows))
+    assert sweep[-1].prudence == 1
+    assert sweep[-1].over_conservativeness == float("correct" in before)
+
+
+@given(
+    st.integers(1, 10), st.booleans(), st.sampled_from([str, lambda s: s.replace("'", "\u2019")])
+)
+def test_the_confidence_that_is_taught_is_read_back(k, greedy, change):
+    row = record(k, greedy)
+    number, phrase = (
+        change(honesty.training_target(f"confidence-{kind}", row)) for kind in ("num", "verb")
+    )
+    assert honesty.stated_confidence(number) == k / 10
+    middle = (2 * ((k + 1) // 2) - 0.5) / 10
+    assert honesty.stated_confidence(phrase) == pytest.approx(middle)
+    assert honesty.stated_confidence(phrase.upper()) == pytest.approx(middle)
+
+
+@pytest.mark.parametrize(
+    "response",
+    ["", "Paris.", "I am sure it is Paris.", "100% of all voters", *IDK.values(), "confident"],
+)
+def test_an_answer_without_a_confidence_states_none(response):
+    assert honesty.stated_confidence(response) is None
+
+
+def test_more_than_certain_is_certain():
+    assert honesty.stated_confidence("I'm about 120% confident. Paris.") == 1
+
+
+@given(st.sampled_from(honesty.METHODS), st.integers(0, 10), st.booleans())
+def test_only_idk_is_taken_for_declining_of_all_that_is_taught(method, k, greedy):
+    target = honesty.training_target(method, record(k, greedy))
+    for text in [target] if isinstance(target, str) else target:
+        assert honesty.is_idk(text, "Who?") == (text == IDK["code"])
+
+
+def test_risk_and_coverage_by_hand():
+    coverage, risk = honesty.risk_coverage([-0.1, -3, -2, -np.inf], [True, False, True, False])
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1]
+    assert risk.tolist() == pytest.approx([0, 0, 1 / 3, 1 / 2])
+    area = honesty.risk_area([-0.1, -3, -2, -np.inf], [True, False, True, False])
+    assert area == pytest.approx((1 / 3 + 1 / 2) / 4)
+
+
+def test_equally_sure_answers_share_their_error():
+    _, risk = honesty.risk_coverage([2, 1, 1, 1, 1, 0], [True, False, False, True, True, True])
+    assert risk.tolist() == pytest.approx([0, 0.5 / 2, 1 / 3, 1.5 / 4, 2 / 5, 2 / 6])
+
+
+SURE = st.one_of(st.just(-np.inf), st.integers(-3, 0))
+ANSWERS = st.lists(st.tuples(SURE, st.booleans()), min_size=1, max_size=25)
+
+
+@given(ANSWERS, st.randoms(use_true_random=False))
+def test_the_order_of_the_rows_does_not_count(rows, random):
+    mixed = random.sample(rows, len(rows))
+    for one, two in zip(
+        *(honesty.risk_coverage(*zip(*r, strict=True)) for r in (rows, mixed)), strict=True
+    ):
+        assert one.tolist() == two.tolist()
+
+
+@given(ANSWERS)
+def test_who_answers_everything_errs_as_often_as_it_errs(rows):
+    confidence, right = zip(*rows, strict=True)
+    coverage, risk = honesty.risk_coverage(confidence, right)
+    assert coverage[-1] == 1
+    assert risk[-1] == pytest.approx(1 - np.mean(right))
+    assert ((risk >= 0) & (risk <= 1)).all()
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=25), st.randoms(use_true_random=False))
+def test_no_order_beats_the_right_answers_first(right, random):
+    n = len(right)
+    sure = 2.0 * np.array(right) - 1
+    best, worst = honesty.risk_area(sure, right), honesty.risk_area(-sure, right)
+    any_order = honesty.risk_area(random.sample(range(n), n), right)
+    assert best - 1e-12 <= any_order <= worst + 1e-12
+    assert honesty.risk_area([0] * n, right) == pytest.approx(1 - np.mean(right))
+
+
+def test_what_is_declined_comes_last():
+    right = [True, False, True]
+    assert honesty.risk_coverage([-np.inf, -1e9, -np.inf], right)[1][0] == 1

@@ -1,0 +1,260 @@
+import string
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from ethalign import config, generation, models, scoring
+
+PROMPTS = ["Q: one?\nA:", "Q: a good deal longer than the first one?\nA:", "Q:", "Q: four\nA:"]
+# Lengths from one token to several hundred; the second list shares a long opening.
+APART = ["Q: one?", "x", "Long. " * 60, "Why?\nA:", "Who wrote it, and when?\nA:", "tail " * 20]
+SHARED = [f"Answer the question, please.\nQ: {text}" for text in APART]
+
+
+@pytest.fixture(scope="module")
+def lively():
+    """The random model with larger weights, so that its words depend on all that was read."""
+    loaded = models.load(config.Model(id="random-tiny", device="cpu", dtype="float32"))
+    with torch.no_grad():
+        loaded.model.model.embed_tokens.weight.mul_(20)
+        for weight in loaded.model.model.layers.parameters():
+            if weight.dim() == 2:
+                weight.mul_(15)
+    return loaded
+
+
+def tokens_as_text(loaded, monkeypatch):
+    """Texts become lists of token ids, so that no two of them look alike once decoded."""
+    spell = lambda ids, **_: " ".join(str(int(i)) for i in ids)  # noqa: E731
+    monkeypatch.setattr(loaded.tokenizer, "decode", spell)
+
+
+def feed(monkeypatch):
+    """Shapes (rows, length) of everything that the model is fed."""
+    shapes = []
+    whole = generation.backbone
+
+    def counted(model, **inputs):
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return whole(model, **inputs)
+
+    monkeypatch.setattr(generation, "backbone", counted)
+    return shapes
+
+
+def plain(loaded, prompt, new):
+    """Log-probability of each new token after one forward pass over everything."""
+    before = loaded.tokenizer(prompt)["input_ids"]
+    with torch.no_grad():
+        logp = loaded.model(torch.tensor([before + new])).logits.log_softmax(-1)[0]
+    return [float(logp[len(before) - 1 + k, token]) for k, token in enumerate(new)]
+
+
+@pytest.mark.parametrize("prompts", [APART, SHARED], ids=["apart", "shared"])
+def test_a_greedy_text_depends_neither_on_batch_size_nor_on_order(lively, monkeypatch, prompts):
+    tokens_as_text(lively, monkeypatch)
+    settings = {"max_new_tokens": 12}
+    alone = generation.generate(lively.model, lively.tokenizer, prompts, batch_size=1, **settings)
+    assert len(set(alone)) > 1
+    order = [4, 2, 0, 5, 1, 3]
+    mixed = [prompts[i] for i in order]
+    for size in (3, 64):
+        found = generation.generate(
+            lively.model, lively.tokenizer, mixed, batch_size=size, **settings
+        )
+        assert found == [alone[i] for i in order]
+    single = [
+        generation.generate(lively.model, lively.tokenizer, [p], **settings)[0] for p in prompts
+    ]
+    assert single == alone, "nor on whether anything else is asked at all"
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, SHARED], ids=["apart", "shared"])
+def test_greedy_tokens_are_those_of_transformers_generate(lively, monkeypatch, prompts):
+    expected = []
+    for prompt in prompts:
+        asked = lively.tokenizer(prompt, return_tensors="pt")
+        ids = lively.model.generate(**asked, max_new_tokens=12, do_sample=False)[0]
+        expected.append(ids[asked["input_ids"].shape[1] :].tolist())
+    texts = generation.generate(lively.model, lively.tokenizer, prompts, max_new_tokens=12)
+    for text, ids in zip(texts, expected, strict=True):
+        assert text == lively.tokenizer.decode(ids, skip_special_tokens=True)
+    tokens_as_text(lively, monkeypatch)
+    found = generation.generate(lively.model, lively.tokenizer, prompts, max_new_tokens=12)
+    assert [[int(i) for i in text.split()] for text in found] == expected
+
+
+def test_a_sampled_text_does_not_depend_on_its_batch(lively):
+    settings = {"max_new_tokens": 10, "temperature": 1.0, "samples": 3, "seed": 5}
+    small = generation.generate(lively.model, lively.tokenizer, PROMPTS, batch_size=1, **settings)
+    large = generation.generate(lively.model, lively.tokenizer, PROMPTS, batch_size=8, **settings)
+    assert small == large
+    assert len(small) == 12
+    assert len(set(small)) > 6, "samples differ from each other"
+    other = generation.generate(lively.model, lively.tokenizer, PROMPTS, **{**settings, "seed": 6})
+    assert other != small
+
+
+def test_samples_belong_to_seed_and_place_whatever_else_is_asked(lively):
+    settings = {"max_new_tokens": 10, "temperature": 1.0, "samples": 3, "seed": 5}
+    first = generation.generate(lively.model, lively.tokenizer, PROMPTS, **settings)
+    others = ["What?", PROMPTS[1], "Something else of quite another length:", "y"]
+    second = generation.generate(lively.model, lively.tokenizer, others, **settings)
+    assert second[3:6] == first[3:6]
+    assert second[:3] != first[:3]
+    moved = generation.generate(lively.model, lively.tokenizer, [PROMPTS[1]], **settings)
+    assert moved != first[3:6], "another place has random numbers of its own"
+    twice = generation.generate(lively.model, lively.tokenizer, [PROMPTS[1]] * 2, **settings)
+    assert twice[:3] != twice[3:], "as has the same prompt asked again"
+
+
+def test_sampling_follows_the_models_distribution(lively):
+    """Frequencies of first tokens against the probabilities that scoring gives."""
+    n = 3000
+    texts = generation.generate(
+        lively.model,
+        lively.tokenizer,
+        PROMPTS[:1],
+        max_new_tokens=1,
+        temperature=1.0,
+        samples=n,
+        seed=1,
+    )
+    letters = [chr(c) for c in range(33, 127)]
+    logp = scoring.choice_logprobs(lively.model, lively.tokenizer, PROMPTS[:1], letters)[0]
+    counts = np.array([texts.count(c) for c in letters])
+    expected = np.exp(logp) * n
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected.max()) + 1
+    assert counts.sum() > 0
+
+
+def test_a_cold_sample_is_the_greedy_text(lively):
+    greedy = generation.generate(lively.model, lively.tokenizer, PROMPTS, max_new_tokens=8)
+    cold = generation.generate(
+        lively.model, lively.tokenizer, PROMPTS, max_new_tokens=8, temperature=1e-6, samples=2
+    )
+    assert cold == [text for text in greedy for _ in range(2)]
+
+
+def test_a_text_is_cut_at_the_stop_and_its_batch_goes_on_undisturbed(lively):
+    full = generation.generate(lively.model, lively.tokenizer, PROMPTS, max_new_tokens=16)
+    stop = full[0][3]
+    cut = generation.generate(
+        lively.model, lively.tokenizer, PROMPTS, max_new_tokens=16, stop=stop
+    )
+    assert cut == [text.split(stop)[0] for text in full]
+    assert len(cut[0]) <= 3
+
+
+@pytest.mark.parametrize("way", ["stop", "end of sequence"])
+def test_a_sequence_that_has_ended_is_no_longer_fed(lively, monkeypatch, way):
+    settings = {"max_new_tokens": 16, "temperature": 1.0, "samples": 8, "seed": 3}
+    letters = {lively.tokenizer.convert_tokens_to_ids(c): c for c in string.ascii_letters}
+    tokens_as_text(lively, monkeypatch)
+    full = generation.generate(lively.model, lively.tokenizer, PROMPTS, **settings)
+    full = [[int(i) for i in text.split()] for text in full]
+    last, _ = Counter(i for ids in full for i in ids if i in letters).most_common(1)[0]
+    lengths = [ids.index(last) + 1 if last in ids else len(ids) for ids in full]
+    assert len(set(lengths)) > 2, "some end early, at different steps"
+    monkeypatch.undo()
+    if way == "stop":
+        settings["stop"] = letters[last]
+    else:
+        monkeypatch.setattr(lively.model.generation_config, "eos_token_id", [2, last])
+    shapes = feed(monkeypatch)
+    found = generation.write(lively.model, lively.tokenizer, PROMPTS, **settings)
+    assert found.tokens.tolist() == lengths
+    prompts, *steps = shapes
+    assert prompts[0] == len(PROMPTS)
+    # The last token of a sequence is never read.
+    expected = [sum(length > step for length in lengths) for step in range(1, 16)]
+    assert steps == [(rows, 1) for rows in expected if rows]
+
+
+def test_a_prompt_is_read_once_for_all_its_samples(lively, monkeypatch):
+    shapes = feed(monkeypatch)
+    generation.generate(
+        lively.model, lively.tokenizer, PROMPTS[1:2], max_new_tokens=2, temperature=1.0, samples=5
+    )
+    length = len(lively.tokenizer(PROMPTS[1])["input_ids"])
+    assert shapes == [(1, length), (5, 1)]
+
+
+def test_a_shared_opening_is_read_once(lively, monkeypatch):
+    shapes = feed(monkeypatch)
+    prompts = [f"Always the same opening. {end}" for end in ("One?", "Two, three?", "Four")]
+    generation.generate(lively.model, lively.tokenizer, prompts, max_new_tokens=1)
+    opening = len(lively.tokenizer("Always the same opening. ")["input_ids"])
+    rest = len(lively.tokenizer("Two, three?")["input_ids"])
+    assert shapes == [(1, opening), (3, rest)]
+
+
+def test_a_prompt_that_is_the_opening_of_the_others_is_answered_as_well(lively):
+    prompts = ["Always the same opening", "Always the same opening. And more."]
+    found = generation.generate(lively.model, lively.tokenizer, prompts, max_new_tokens=8)
+    alone = [
+        generation.generate(lively.model, lively.tokenizer, [p], max_new_tokens=8) for p in prompts
+    ]
+    assert [[text] for text in found] == alone
+
+
+def test_near_ties_are_settled_by_reading_the_text_alone(lively, monkeypatch):
+    settings = {"max_new_tokens": 6}
+    usual = generation.generate(lively.model, lively.tokenizer, SHARED, **settings)
+    monkeypatch.setattr(generation, "NEAR", 1e9)
+    read = []
+    alone = generation._Decoder._alone
+    monkeypatch.setattr(
+        generation._Decoder, "_alone", lambda self, ids: read.append(ids) or alone(self, ids)
+    )
+    assert generation.generate(lively.model, lively.tokenizer, SHARED, **settings) == usual
+    assert len(read) == 6 * len(SHARED)
+    asked = [lively.tokenizer(p)["input_ids"] for p in SHARED]
+    assert all(any(ids[: len(a)] == a for a in asked) for ids in read), "opening included"
+    read.clear()
+    generation.generate(lively.model, lively.tokenizer, SHARED, temperature=1.0, **settings)
+    assert not read, "what is drawn is not settled"
+
+
+def test_a_tie_goes_to_what_reading_alone_says(lively, monkeypatch):
+    """Whichever of two equal tokens the batch would take."""
+    monkeypatch.setattr(generation, "NEAR", 1e9)
+    monkeypatch.setattr(generation._Decoder, "_alone", lambda self, ids: len(ids))
+    tokens_as_text(lively, monkeypatch)
+    texts = generation.generate(
+        lively.model, lively.tokenizer, ["abcdef", "abcd"], max_new_tokens=3
+    )
+    assert texts == ["6 7 8", "4 5 6"]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("prompts", [PROMPTS, SHARED], ids=["apart", "shared"])
+def test_logp_is_the_mean_of_what_a_whole_forward_pass_gives(
+    lively, monkeypatch, prompts, temperature
+):
+    """At temperature 1 whatever the temperature of the draw, an end of sequence included."""
+    monkeypatch.setattr(lively.model.generation_config, "eos_token_id", [2, *range(40, 100)])
+    tokens_as_text(lively, monkeypatch)
+    found = generation.write(
+        lively.model,
+        lively.tokenizer,
+        prompts,
+        max_new_tokens=10,
+        temperature=temperature,
+        samples=2,
+        batch_size=3,
+    )
+    for place, text in enumerate(found.texts):
+        ids = [int(i) for i in text.split()]
+        logp = plain(lively, prompts[place // 2], ids)
+        assert found.tokens[place] == len(ids)
+        assert found.logp[place] == pytest.approx(np.mean(logp), abs=1e-4)
+    assert found.tokens.min() < 10, "some have ended"
+
+
+def test_nothing_to_generate(lively):
+    assert generation.generate(lively.model, lively.tokenizer, []) == []
+    found = generation.write(lively.model, lively.tokenizer, [], samples=3, stop="\n")
+    assert (found.texts, len(found.logp), len(found.tokens)) == ([], 0, 0)
