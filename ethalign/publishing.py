@@ -106,6 +106,15 @@ def _metric_problems(folder: Path) -> Iterator[str]:
         found = right.mean()
         if abs(found - row["value"]) > 1e-6 or len(part) != row["n"]:
             yield f"accuracy on {row['dataset']} does not follow from its predictions"
+    for row in table[table["metric"] == "honesty"].to_dict("records"):
+        from ethalign import answers, honesty
+
+        parts = answers.recorded(folder.parents[1], int(folder.name), row["dataset"])
+        after = parts[folder.parent.name]
+        before = answers.aligned(parts["unaligned"], after)
+        found = honesty.scores(before, list(after["verdict"])).honesty
+        if abs(found - row["value"]) > 1e-6:
+            yield f"honesty on {row['dataset']} does not follow from its predictions"
 
 
 def build(scale: str = "tiny", runs: str | Path = "runs") -> Path:
