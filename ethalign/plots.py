@@ -339,8 +339,10 @@ def transitions(cells: Mapping[str, Mapping[tuple[str, str], int]]) -> Any:
     names = ["correct", "wrong", "idk"]
     columns = min(4, len(cells))
     rows = -(-len(cells) // columns)
+    side = 2.6 if len(cells) > 1 else 3.4
+    size = (side * columns, side * rows)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(2.6 * columns, 2.6 * rows), squeeze=False, sharex=True, sharey=True
+        rows, columns, figsize=size, squeeze=False, sharex=True, sharey=True
     )
     for axis in axes.flat[len(cells) :]:
         axis.set_visible(False)
