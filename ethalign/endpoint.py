@@ -7,15 +7,21 @@ is missing there is bounded, counted and reported, never guessed.
 from __future__ import annotations
 
 import os
+import re
+import threading
 import time
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ethalign.config import Endpoint, UserError
 
-AGAIN = "; what was answered is kept, so run the same command again later."
+T = TypeVar("T")
+HOST = r"(?:[\w-]{1,63}\.)*[\w-]{1,63}|\[[\da-f:]+\]"
+ADDRESS = re.compile(rf"(?ai)https?://({HOST})(:\d{{1,5}})?(/[\w.~%/+:,=-]*)?")
 
 
 class Answered(NamedTuple):
@@ -23,14 +29,6 @@ class Answered(NamedTuple):
 
     logp: NDArray[np.float64]
     bounded: NDArray[np.bool_]
-
-
-class Busy(Exception):
-    """A failure that may pass: too many requests, a time-out, half an answer."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
 
 
 class Client:
@@ -41,31 +39,28 @@ class Client:
         model: the model's name on that server.
 
     Raises:
-        UserError: no address or no key.
+        UserError: no plain address, or no usable key.
     """
 
     def __init__(self, settings: Endpoint, model: str) -> None:
-        import httpx
+        import openai
 
-        if settings.url is None:
-            raise UserError("endpoint.url is missing; give the base URL of the server.")
-        key = os.environ.get(settings.key_env, "")
-        local = httpx.URL(settings.url).host in ("localhost", "127.0.0.1", "::1")
-        if not key and not local:
-            raise UserError(
-                f"the environment variable {settings.key_env} is empty; put the key there."
-            )
+        key = _key(settings)
+        hooks: dict[str, list[Any]] = {"request": [self._before], "response": [self._after]}
+        self._openai = openai.OpenAI(
+            api_key=key,
+            # Or an Authorization in OPENAI_CUSTOM_HEADERS would take the key's place.
+            default_headers={"Authorization": f"Bearer {key}"},
+            base_url=settings.url,
+            timeout=settings.timeout,
+            max_retries=settings.retries,
+            http_client=openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks),
+        )
         self.settings, self.model, self.tokenizer = settings, model, None
-        self.requests, self.tokens, self._last = 0, 0, -1e9
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(headers=headers, timeout=settings.timeout)
-        # The key is never recorded.
-        self.record = {
-            "id": model,
-            "sha256": "not known",
-            "device": settings.url,
-            "dtype": "not known",
-        }
+        self.requests, self.tokens, self._turn = 0, 0, -np.inf
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        unknown = dict.fromkeys(("sha256", "dtype"), "not known")
+        self.record = {"id": model, "device": settings.url, **unknown}
         self.notes = [f"model {model} on {settings.url}", "its weights cannot be checked"]
 
     def permit(self, requests: int) -> None:
@@ -74,11 +69,11 @@ class Client:
         Raises:
             UserError: too many; names the parameter.
         """
-        if requests > self.settings.max_requests:
+        limit = self.settings.max_requests
+        if requests > limit:
             raise UserError(
-                f"this needs {requests} requests and endpoint.max_requests is"
-                f" {self.settings.max_requests}; raise it if you accept the cost, or lower"
-                " data.limit_test."
+                f"this needs {requests} requests and endpoint.max_requests is {limit}; raise it if"
+                " you accept the cost, or lower data.limit_test."
             )
 
     def answers(self, asked: list[str], names: tuple[str, str]) -> Answered:
@@ -95,21 +90,23 @@ class Client:
         Raises:
             UserError: the server refuses, or gives no log-probabilities.
         """
-        found = [self._masses(self._listed(prompt), names) for prompt in asked]
-        masses = np.array([pair for pair, _ in found]).reshape(-1, 2)
-        return Answered(np.log(np.maximum(masses, 1e-30)), np.array([b for _, b in found], bool))
 
-    def _masses(
-        self, listed: list[dict[str, Any]], names: tuple[str, str]
-    ) -> tuple[tuple[float, float], bool]:
-        p = np.exp([float(entry["logprob"]) for entry in listed])
-        rest = min(float(p.min()), max(0.0, 1 - float(p.sum()))) if len(p) else 1.0
-        tokens = [str(entry["token"]).strip().casefold() for entry in listed]
-        whose = [[bool(t) and name.casefold().startswith(t) for name in names] for t in tokens]
-        masses = [sum(p[i] for i, w in enumerate(whose) if w[k] and not w[1 - k]) for k in (0, 1)]
-        bounded = 0 in masses
-        first, second = (float(m) if m else rest for m in masses)
-        return (first, second), bounded
+        def masses(choice: Any) -> list[float]:
+            top = choice["logprobs"]["content"][0]["top_logprobs"]
+            logp = np.array([float(entry["logprob"]) for entry in top])
+            if not (logp <= 0).all():
+                raise ValueError("NaN, or more than certain")
+            p = np.exp(logp)
+            rest = min(float(p.min()), max(0.0, 1 - float(p.sum()))) if len(p) else 1.0
+            tokens = [str(entry["token"]).strip().casefold() for entry in top]
+            one, two = (name.casefold() for name in names)
+            side = np.array([one.startswith(t) - two.startswith(t) for t in tokens])
+            found = [float(p[side == 1].sum()), float(p[side == -1].sum())]
+            return [*(mass or rest for mass in found), 0 in found]
+
+        more = {"max_tokens": 1, "logprobs": True, "top_logprobs": self.settings.top}
+        found = np.reshape(self._each(asked, "valid log-probabilities", masses, **more), (-1, 3))
+        return Answered(np.log(np.maximum(found[:, :2], 1e-30)), found[:, 2] == 1)
 
     def complete(self, asked: list[str], max_tokens: int) -> list[str]:
         """What the model writes behind each prompt at temperature 0.
@@ -117,77 +114,79 @@ class Client:
         Raises:
             UserError: the server refuses, or answers without a text.
         """
-        texts = []
-        for prompt in asked:
-            content = self._ask(prompt, {"max_tokens": max_tokens})
-            try:
-                texts.append(str(content["choices"][0]["message"]["content"] or ""))
-            except (KeyError, IndexError, TypeError):
-                raise UserError(f"{self.settings.url} gave no text for {self.model}.") from None
-        return texts
+        return self._each(
+            asked, "text", lambda c: str(c["message"]["content"] or ""), max_tokens=max_tokens
+        )
 
-    def _listed(self, prompt: str) -> list[dict[str, Any]]:
-        """The most probable next tokens with their log-probabilities."""
-        more = {"max_tokens": 1, "logprobs": True, "top_logprobs": self.settings.top}
-        content = self._ask(prompt, more)
-        try:
-            listed: list[dict[str, Any]] = content["choices"][0]["logprobs"]["content"][0][
-                "top_logprobs"
-            ]
-        except (KeyError, IndexError, TypeError):
-            raise UserError(
-                f"{self.settings.url} gave no log-probabilities for {self.model}; choose a model"
-                " and a server that return top_logprobs."
-            ) from None
-        return listed
+    def _each(self, asked: list[str], what: str, read: Callable[[Any], T], **more: Any) -> list[T]:
+        """What is read from each answer, in order; the first failure and Ctrl-C end the rest."""
+
+        self._stop.clear()
+        with ThreadPoolExecutor(self.settings.concurrent) as pool:
+            try:
+                contents = pool.map(lambda prompt: self._ask(prompt, more), asked)
+                return [read(content["choices"][0]) for content in contents]
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                gave = f"{self.settings.url} gave no {what} for {self.model}"
+                raise UserError(f"{gave}; choose a server and a model that do.") from error
+            finally:
+                self._stop.set()
 
     def _ask(self, prompt: str, more: dict[str, Any]) -> Any:
-        import tenacity
+        import openai
 
-        settings = self.settings
-        backoff = tenacity.wait_random_exponential(multiplier=settings.wait, max=60)
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Busy),
-            stop=tenacity.stop_after_attempt(settings.retries + 1),
-            wait=lambda state: max(backoff(state), _wait(state)),
-            reraise=True,
+        create: Any = self._openai.chat.completions.with_raw_response.create
+        body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **more}
+        try:
+            return create(model=self.model, **body).http_response.json()
+        except openai.APIError as error:
+            status = getattr(error, "status_code", 503)
+            reason = str(error.__cause__ or "") or error.message
+        reason = "".join(c if c.isprintable() else " " for c in reason)
+        reason = reason.replace(self._openai.api_key, "***")[:200]
+        way = f"check endpoint.url, model {self.model} and the key in {self.settings.key_env}"
+        if status in (408, 409, 429) or status >= 500:
+            way = "what was answered is kept, so run the same command again later"
+        raise UserError(f"{self.settings.url} gave no answer ({reason}); {way}.")
+
+    def _before(self, _: Any) -> None:
+        """Count an attempt and wait for its turn."""
+        with self._lock:
+            self.permit(self.requests + 1)
+            self.requests += 1
+            now = time.monotonic()
+            turn = max(now, self._turn)
+            self._turn = turn + 60 / self.settings.per_minute
+        if self._stop.wait(turn - now):
+            raise UserError("another request failed.")
+
+    def _after(self, response: Any) -> None:
+        """Count tokens; half an answer is a failure of the line, so that it is tried again."""
+        import httpx2
+
+        if response.is_success:
+            response.read()
+            try:
+                used = int((response.json().get("usage") or {}).get("total_tokens") or 0)
+            except (ValueError, AttributeError, TypeError):
+                raise httpx2.DecodingError("broken JSON", request=response.request) from None
+            with self._lock:
+                self.tokens += used
+
+
+def _key(settings: Endpoint) -> str:
+    """The key from the environment; a server on this machine may need none."""
+    if settings.url is None:
+        raise UserError("endpoint.url is missing; give the base URL of the server.")
+    if not (address := ADDRESS.fullmatch(settings.url)) or not settings.key_env.isidentifier():
+        raise UserError(
+            "endpoint.url must be a plain http(s) address without user info or query; name the"
+            " environment variable that holds the key in endpoint.key_env instead."
         )
-        try:
-            return retrying(self._once, prompt, more)
-        except Busy as error:
-            tries = settings.retries + 1
-            raise UserError(f"{settings.url} failed {tries} times: {error}{AGAIN}") from None
-
-    def _once(self, prompt: str, more: dict[str, Any]) -> Any:
-        import httpx
-
-        pause = 60 / self.settings.per_minute - (time.monotonic() - self._last)
-        if pause > 0:
-            time.sleep(pause)
-        self._last = time.monotonic()
-        self.requests += 1
-        messages = [{"role": "user", "content": prompt}]
-        body = {"model": self.model, "messages": messages, "temperature": 0, **more}
-        try:
-            reply = self._http.post(f"{self.settings.url}/chat/completions", json=body)
-            _refuse(reply, str(self.settings.url))
-            content = reply.json()
-        except (httpx.TransportError, ValueError) as error:
-            raise Busy(f"{type(error).__name__}: {error}") from None
-        self.tokens += int((content.get("usage") or {}).get("total_tokens", 0))
-        return content
-
-
-def _refuse(reply: Any, url: str) -> None:
-    """Tell failures that pass from those that do not."""
-    if reply.status_code == 429 or reply.status_code >= 500:
-        after = reply.headers.get("retry-after", "")
-        raise Busy(f"status {reply.status_code}", float(after) if after.isdigit() else 0.0)
-    if reply.status_code >= 400:
-        raise UserError(f"{url} refused with status {reply.status_code}: {reply.text[:200]}")
-
-
-def _wait(state: Any) -> float:
-    """What the server asked for, at most a minute."""
-    error = state.outcome.exception()
-    return min(60.0, getattr(error, "wait", 0.0))
+    key = os.environ.get(settings.key_env, "").strip()
+    if not key and address[1].lower() in ("localhost", "127.0.0.1", "[::1]"):
+        return "no-key-needed"
+    if re.fullmatch("[!-~]+", key):
+        return key
+    state = "holds no valid key" if key else "is not set"
+    raise UserError(f"the environment variable {settings.key_env} {state}; export your API key.")

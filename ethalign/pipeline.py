@@ -2,7 +2,7 @@
 
 Snakemake owns order, parallelism and what to run again; papermill owns execution. What is here
 checks parameters first, keeps the notebook of a failed run, and shows progress a person can
-follow.
+follow. Settings travel in a file, so that any job can be repeated by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,10 +23,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ethalign import config, records
-from ethalign.config import ROOT, UserError
-
-MISTAKE = "ethalign: "
+from ethalign import code, config, records, sources, study
+from ethalign.config import ROOT, UserError, digest
+from ethalign.study import Job
 
 
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None:
@@ -73,29 +73,38 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None
     kept.replace(target)
 
 
-def source_hash(notebook: Path) -> str:
-    """Hash of a notebook's code cells and of the package code they reach; prose is left out."""
-    return records.code_hash("\n".join(code_cells(notebook)))
+def page_hash(job: Job) -> str:
+    """Hash of everything that a page shows: its stage, its notebook's code, plots and tables.
+
+    Prose is left out, since ``refresh_prose`` brings it into the book without a run.
+    """
+    notebook = notebook_of(job)
+    shown = {
+        "stage": job.fingerprint(),
+        "code": code.reach_of_text("\n".join(code_cells(notebook))),
+        "measure": code.reach(job.study.measure) if job.study.measure else {},
+    }
+    if job.stage.compute is None:
+        shown["reference"] = _reference_hash(job)
+    return digest(shown)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a user's own file, so that editing it runs the stages that read it again."""
-    from ethalign.sources import sha256
+def _reference_hash(job: Job) -> dict[str, str]:
+    """The committed results, which pages show beside a run."""
+    paths = sorted((ROOT / "results" / job.study.name).rglob("*.json*"))
+    return {str(p.relative_to(ROOT)): sources.sha256(p) for p in paths}
 
-    return sha256(path)
 
-
-def results_hash(study: str) -> str:
-    """Hash of the committed reference metrics, which the page of results shows beside a run."""
-    paths = sorted((ROOT / "results" / study).rglob("*.json*"))
-    return records.fingerprint({str(p.relative_to(ROOT)): file_hash(p) for p in paths})
+def notebook_of(job: Job) -> Path:
+    """The source of a page."""
+    return ROOT / "notebooks" / job.study.name / f"{job.stage.name}.ipynb"
 
 
 def code_cells(notebook: Path) -> list[str]:
     """Source of every code cell, without magics."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    code = ("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    return [re.sub(r"(?m)^\s*[%!].*$", "", text) for text in code]
+    source = ("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    return [re.sub(r"(?m)^\s*[%!].*$", "", text) for text in source]
 
 
 def refresh_prose(executed: Path, source: Path, target: Path) -> None:
@@ -117,18 +126,18 @@ def refresh_prose(executed: Path, source: Path, target: Path) -> None:
 
 
 def run(
-    study: str,
+    studies: Sequence[str],
     *,
     variants: Sequence[str] = (),
     scale: str = "tiny",
     seeds: Sequence[int] = (0,),
     overrides: Mapping[str, Any] | None = None,
     runs: str = "runs",
+    stage: str | None = None,
     cores: int | None = None,
     profile: str | None = None,
-    targets: Sequence[str] = (),
 ) -> int:
-    """Bring a study's results up to date; the number of notebooks that were executed.
+    """Bring studies up to date in one go; the number of notebooks that were executed.
 
     Every configuration is resolved and the data are read before the first notebook starts.
 
@@ -136,49 +145,97 @@ def run(
         UserError: a mistake in what was asked for, here or in a notebook.
         RuntimeError: a notebook failed.
     """
-    overrides = dict(overrides or {})
-    for variant in variants or config.variants(study):
-        for seed in seeds:
-            preflight(config.load(study, variant, scale, seed, overrides), here=profile is None)
     settings = {
-        "study": study,
+        "studies": share(studies, overrides or {}),
         "variants": list(variants),
         "scale": scale,
         "seeds": list(seeds),
-        "overrides": overrides,
-        "runs": runs,
+        "runs": str(ROOT / runs),
+        "stage": stage,
     }
+    if cores is not None and cores < 1:
+        raise UserError(
+            f"--cores {cores} is not a number of processor cores; leave it out for all."
+        )
     with exclusive(ROOT / runs):
-        return _snakemake(settings, cores or os.cpu_count() or 1, profile, targets)
+        jobs = plan(settings)
+        for job in jobs:
+            preflight(job, here=profile is None)
+            if job.stage.compute and job.state() != "keep":
+                job.page.unlink(missing_ok=True)  # a page without its records is none
+        path = ROOT / runs / ".settings" / f"{digest(settings)}.yaml"
+        records.write(path, settings)
+        return _snakemake(jobs, path, cores or os.cpu_count() or 1, profile)
 
 
-def preflight(run: config.Run, *, here: bool = True) -> None:
+def share(studies: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Study to those overrides that it knows.
+
+    Raises:
+        UserError: a parameter that none of them has; names the nearest.
+    """
+    known = {n: [key for key, *_ in config.parameters(config.run_type(n))] for n in studies}
+    found: dict[str, dict[str, Any]] = {name: {} for name in studies}
+    for key, value in overrides.items():
+        # A key below one that is known is an entry of a mapping.
+        owners = [
+            n for n, keys in known.items() if any(f"{key}.".startswith(f"{k}.") for k in keys)
+        ]
+        if not owners:
+            every = sorted({k for keys in known.values() for k in keys})
+            raise UserError(f"unknown parameter {key!r}{config.nearest(key, every)}")
+        for name in owners:
+            found[name][key] = value
+    return found
+
+
+def plan(settings: Mapping[str, Any]) -> list[Job]:
+    """The jobs of a settings file, in order."""
+    only, scale, seeds, runs, stage = (
+        settings[key] for key in ("variants", "scale", "seeds", "runs", "stage")
+    )
+    return [
+        job
+        for name, overrides in settings["studies"].items()
+        for job in study.plan(name, only, scale, seeds, overrides, runs, stage)
+    ]
+
+
+def rule(job: Job) -> dict[str, Any]:
+    """What the Snakefile writes into a rule: name, input, output, parameters and command."""
+    parts = [job.study.name, job.stage.name]
+    call = list(parts)
+    if job.stage.compute:
+        parts += [job.run.variant, str(job.run.seed)]
+        call += ["--variant", job.run.variant, "--seed", str(job.run.seed)]
+    return {
+        "name": re.sub(r"\W", "_", "_".join(parts)),
+        "input": [str(other.page) for other in job.before().values()],
+        "output": str(job.page),
+        "depends": page_hash(job),
+        "alone": job.stage.alone,
+        "gpu": int("model.id" in job.stage.models),
+        "call": shlex.join(call),
+    }
+
+
+def preflight(job: Job, *, here: bool = True) -> None:
     """Refuse what can be refused before anything is loaded: files, columns, models, hardware.
 
     Args:
-        run: the resolved configuration.
+        job: what is to be run.
         here: whether notebooks run on this machine, rather than on nodes of a cluster.
     """
-    from ethalign import data, endpoint, models, questions, votes
+    from ethalign import models
 
-    readers: dict[str, Any] = {"ambiguity": votes.splits, "honesty": questions.splits}
-    readers.get(run.study, data.splits)(run)
-    models.known(run.baselines.encoder)
-    if run.study == "honesty":
-        if run.honesty.judge == "endpoint":
-            endpoint.Client(run.endpoint, run.honesty.judge_model)
-        elif run.honesty.judge == "model":
-            models.known(run.honesty.judge_model)
-    elif run.endpoint.url:
-        if run.tuning.enabled or run.prompt.template != "plain":
-            raise UserError(
-                "a model behind an endpoint is asked as it is, with prompt.template=plain; run it"
-                " with --variant zero-shot."
-            )
-        return
-    models.known(run.model.id)
-    if here and run.model.quantization == "nf4":
-        models.need_four_bits(models.choose_device(run.model.device)[0])
+    job.study.preflight(job.run)
+    job.stage.files(job.given)
+    served = getattr(getattr(job.run, "endpoint", None), "url", None)
+    for key, name in job.run.values(job.stage.models).items():
+        if name and not (served and key == "model.id"):
+            models.known(str(name))
+        if here and key == "model.id" and job.run.model.quantization == "nf4":
+            models.need_four_bits(models.choose_device(job.run.model.device)[0])
 
 
 @contextlib.contextmanager
@@ -200,49 +257,51 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _snakemake(
-    settings: Mapping[str, Any], cores: int, profile: str | None, targets: Sequence[str]
-) -> int:
+def _snakemake(jobs: Sequence[Job], path: Path, cores: int, profile: str | None) -> int:
     folder = ROOT / "workflow" / "profiles" / (profile or "default")
     if not folder.is_dir():
         known = sorted(p.name for p in folder.parent.iterdir())
         raise UserError(f"unknown profile {profile!r}{config.nearest(str(profile), known)}")
-    progress = ROOT / str(settings["runs"]) / ".progress"
+    progress, log = path.with_suffix(".progress"), path.with_suffix(".log")
     progress.write_text("")
-    command = [sys.executable, "-m", "snakemake", *targets]
-    command += ["--snakefile", str(ROOT / "workflow" / "Snakefile"), "--directory", str(ROOT)]
-    command += ["--profile", str(folder), "--cores", str(cores), "--nolock"]
-    environment = {**os.environ, "ETHALIGN_PROGRESS": str(progress)}
-    environment["ETHALIGN_SETTINGS"] = json.dumps(settings)
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    )
+    for job in jobs:
+        _complaint(job.page).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", str(ROOT)]
+    command += ["--snakefile", str(ROOT / "workflow" / "Snakefile"), "--configfile", str(path)]
+    command += ["--profile", str(folder), "--cores", str(cores), "--logger", "ethalign"]
+    plugins = [str(ROOT / "workflow"), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "ETHALIGN_PROGRESS": str(progress),
+        "PYTHONPATH": os.pathsep.join(filter(None, plugins)),
+    }
+    with log.open("w") as errors:
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        )
     watcher = _Watcher(progress)
-    mistakes: list[str] = []
-    executed, tail = 0, list[str]()
     try:
         for line in child.stdout or ():
-            line = line.rstrip()
-            tail = [*tail[-40:], line]
-            if line.startswith(MISTAKE):
-                mistakes.append(line.removeprefix(MISTAKE))
-            elif line.startswith(("> ", "< ")):
-                executed += line.startswith("< ")
-                watcher.say(line)
-            elif count := re.search(r"(\d+) of (\d+) steps", line):
-                # Without a target the last step is the rule that only asks for all the others.
-                watcher.count = f"{count[1]}/{int(count[2]) - (not targets)}"
+            watcher.take(line)
         child.wait()
     except KeyboardInterrupt:
         child.wait()
         raise
     finally:
         watcher.stop()
-    if mistakes:
-        raise UserError(mistakes[0]) if child.returncode else RuntimeError(mistakes[0])
+    complaints = [json.loads(p.read_text()) for j in jobs if (p := _complaint(j.page)).is_file()]
+    if complaints:
+        first = complaints[0]
+        raise UserError(first["says"]) if first["mistake"] else RuntimeError(first["says"])
     if child.returncode:
-        raise RuntimeError("the pipeline failed:\n" + "\n".join(tail))
-    return executed
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
+        raise RuntimeError(f"the pipeline failed; its log is {log}:\n{tail}")
+    return watcher.executed
+
+
+def _complaint(page: Path) -> Path:
+    """Where a failed job says why, for whoever started it, perhaps on another machine."""
+    return page.with_suffix(".error.json")
 
 
 class _Watcher:
@@ -250,9 +309,29 @@ class _Watcher:
 
     def __init__(self, path: Path) -> None:
         self.path, self.count, self.start = path, "", time.monotonic()
+        self.executed = 0
+        self._begun: dict[int, tuple[str, float]] = {}
         self._live, self._done = sys.stderr.isatty(), threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+
+    def take(self, line: str) -> None:
+        """Show one event of Snakemake, a line of JSON (see the logger plugin in workflow/)."""
+        try:
+            event = json.loads(line)
+            kind = event.pop("event")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return
+        if kind == "job_info" and event["rule_name"] != "all":
+            self._begun[event["jobid"]] = event["rule_name"], time.monotonic()
+            self.say(f"> {event['rule_name']}")
+        elif kind == "job_finished" and event["job_id"] in self._begun:
+            name, start = self._begun[event["job_id"]]
+            self.executed += 1
+            self.say(f"< {name}: {time.monotonic() - start:.0f} s")
+        elif kind == "progress":
+            # The last step is the rule that only asks for all the others.
+            self.count = f"{event['done']}/{event['total'] - 1}"
 
     def say(self, line: str) -> None:
         """Print one line with the time since the start."""
@@ -275,25 +354,28 @@ class _Watcher:
         self._thread.join(timeout=2)
 
 
-def job(study: str, stage: str, target: Path, variant: str | None, seed: int | None) -> int:
-    """One Snakemake job: execute a notebook with the run's settings and say so; the exit code."""
-    settings = json.loads(os.environ["ETHALIGN_SETTINGS"])
-    values = {key: settings[key] for key in ("scale", "overrides", "runs")}
-    if stage == "results":
-        values["seeds"] = settings["seeds"]
-    else:
-        values["seed"] = settings["seeds"][0] if seed is None else seed
-    if variant is not None:
+def notebook(path: Path, name: str, stage: str, variant: str | None, seed: int | None) -> int:
+    """One Snakemake job: execute a notebook with the settings of a file; the exit code."""
+    settings = config.read_yaml(path)
+    seeds = settings["seeds"] if seed is None else [seed]
+    overrides = settings["studies"][name]
+    here = study.job(
+        name, stage, variant, settings["scale"], seeds[0], overrides, settings["runs"], seeds
+    )
+    values = {"scale": settings["scale"], "overrides": overrides, "runs": settings["runs"]}
+    known = code_cells(notebook_of(here))[0]
+    values |= {"seeds": seeds} if re.search(r"^seeds\b", known, re.M) else {"seed": seeds[0]}
+    if variant is not None and here.stage.variant is None:
         values["variant"] = variant
-    name = " ".join(str(part) for part in (study, stage, variant, seed) if part is not None)
-    print(f"> {name}", flush=True)
-    clock = time.monotonic()
     try:
-        execute(ROOT / "notebooks" / study / f"{stage}.ipynb", target, values)
+        execute(notebook_of(here), here.page, values)
     except (UserError, RuntimeError) as error:
-        print(f"{MISTAKE}{error}", flush=True)
-        return 2 if isinstance(error, UserError) else 1
-    print(f"< {name}: {time.monotonic() - clock:.0f} s", flush=True)
+        again = f"repeat this job alone with `{here.command}`"
+        mistake = isinstance(error, UserError)
+        says = str(error) if mistake else f"{error}; {again}"
+        records.write(_complaint(here.page), {"mistake": mistake, "says": says})
+        print(f"ethalign: {says}", file=sys.stderr, flush=True)
+        return 2 if mistake else 1
     return 0
 
 

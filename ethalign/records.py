@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, provenance, metrics, and the papers' printed figures.
+"""What a run leaves behind: its files, its provenance, its metrics.
 
 Files appear whole or not at all; rows of ``*.jsonl`` are appended in batches and are the unit of
 resume. ``metrics.json`` is the one format that every table and figure reads.
@@ -6,18 +6,16 @@ resume. ``metrics.json`` is the one format that every table and figure reads.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import datetime
 import errno
-import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -25,25 +23,13 @@ from typing import IO, Any, TypeVar
 import pandas as pd
 import yaml
 
-from ethalign.config import ROOT, Run, UserError, read_yaml
+from ethalign.config import ROOT, Run, UserError, digest
 
 T = TypeVar("T")
 COLUMNS = (
     "study variant dataset stratum metric value low high n unit".split()  # noqa: SIM905
 )
-# The variant that a paper's step starts from.
-BEFORE = {"L": "pretrained", "LR": "L"} | dict.fromkeys(
-    ["fine-tuned", "prompt-based", "absolute", "confidence-num", "confidence-verb", "multisample"],
-    "unaligned",
-)
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "scikit-learn")
-
-
-def folder(run: Run, runs: str | Path = "runs") -> Path:
-    """``runs/<scale>/<study>/<variant>/<seed>``, created."""
-    path = Path(runs) / run.scale / run.study / run.variant / str(run.seed)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def write(path: Path, content: Any) -> None:
@@ -92,13 +78,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def line(row: Mapping[str, Any]) -> str:
+    """A row as a line of a JSONL file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
 def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Append rows in one write, after cutting off what an interrupted write left.
 
     Raises:
         UserError: the disk is full; the file keeps its complete rows.
     """
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(map(line, rows))
     path.touch()
     with path.open("rb+") as file:
         end = _end_of_rows(file)
@@ -121,18 +112,16 @@ def fill(
     *,
     keys: Sequence[str],
     size: int,
-    fresh: bool,
     what: str,
 ) -> list[dict[str, Any]]:
     """Rows for all items, worked out chunk by chunk into a JSONL file that can be resumed.
 
     Args:
-        path: the file; its complete rows are kept unless ``fresh``.
+        path: the file; its complete rows are kept.
         items: what is to be done.
         work: makes the rows of some items, one each, with the items' keys.
         keys: fields that identify an item.
         size: items per chunk.
-        fresh: start anew.
         what: for the progress bar.
 
     Returns:
@@ -142,8 +131,6 @@ def fill(
     def name(row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row[key] for key in keys)
 
-    if fresh:
-        path.unlink(missing_ok=True)
     done = {name(row) for row in read_rows(path)}
     chunks = [list(items[start : start + size]) for start in range(0, len(items), size)]
     chunks = [chunk for chunk in chunks if not all(name(item) in done for item in chunk)]
@@ -159,31 +146,40 @@ def _end_of_rows(file: IO[bytes]) -> int:
     return content.rfind(b"\n") + 1
 
 
-@contextlib.contextmanager
-def stage(run: Run, where: Path, name: str, inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Record one stage of a run in ``config.yaml`` and ``run.json``.
+def stages(where: Path) -> dict[str, Any]:
+    """What ``run.json`` says of each stage of a run folder; empty if there is none.
 
-    Yields a dict for what becomes known on the way (tokens, notes). ``inputs`` (configuration
-    sections, data and model hashes) decides whether earlier partial work may be resumed: if it
-    differs from what is recorded, ``fresh`` is true in the yielded dict and the caller starts
-    anew. The seconds of an interrupted attempt that is resumed count.
+    Raises:
+        UserError: a file that is no record; names it and the way out.
     """
     path = where / "run.json"
-    record = json.loads(path.read_text()) if path.is_file() else {}
-    before = record.get("stages", {}).get(name, {})
-    facts = {
-        "status": "running",
-        "start": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "fingerprint": fingerprint(inputs),
-        **inputs,
-    }
-    fresh = before.get("fingerprint") != facts["fingerprint"]
-    resumed = not fresh and before.get("status") != "complete"
-    facts["seconds"] = earlier = _worked(before, where) if resumed else 0.0
-    record = {**provenance(run), "stages": {**record.get("stages", {}), name: facts}}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())["stages"] if path.is_file() else {}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; delete its folder to compute it anew.") from None
+    return found
+
+
+@contextlib.contextmanager
+def stage(
+    run: Run, where: Path, name: str, note: dict[str, Any], changed: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Record one stage of a run in ``config.yaml`` and ``run.json`` while it is at work.
+
+    Yields a dict for what becomes known on the way (tokens, notes). ``note`` (fingerprint, data,
+    code) is recorded first, and so is what was ``changed`` against the configuration files. The
+    seconds of an interrupted attempt with the same fingerprint count.
+    """
+    before = stages(where).get(name, {})
+    start = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    facts = {"start": start, **note, "status": "running"}
+    same = before.get("fingerprint") == note["fingerprint"]
+    facts["seconds"] = earlier = _worked(before, where) if same else 0.0
+    done = {**stages(where), name: facts}
+    record = {**provenance(run), "set": dict(changed), "stages": done}
+    where.mkdir(parents=True, exist_ok=True)
     write(where / "config.yaml", run.model_dump(mode="json"))
-    write(path, record)
-    facts["fresh"] = fresh
+    write(where / "run.json", record)
     clock = time.perf_counter()
     try:
         yield facts
@@ -192,10 +188,9 @@ def stage(run: Run, where: Path, name: str, inputs: dict[str, Any]) -> Iterator[
         facts["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         raise
     finally:
-        facts.pop("fresh", None)
         facts["seconds"] = round(earlier + time.perf_counter() - clock, 1)
         with contextlib.suppress(UserError):
-            write(path, record)
+            write(where / "run.json", record)
 
 
 def _worked(before: dict[str, Any], where: Path) -> float:
@@ -210,11 +205,6 @@ def _worked(before: dict[str, Any], where: Path) -> float:
     return round(seconds, 1)
 
 
-def fingerprint(inputs: Any) -> str:
-    """First 16 hex digits of the SHA-256 over a JSON value."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def provenance(run: Run) -> dict[str, Any]:
     """Coordinates of the run, versions and the machine; nothing that names a person or a path."""
     from ethalign import __version__
@@ -224,7 +214,7 @@ def provenance(run: Run) -> dict[str, Any]:
         "variant": run.variant,
         "scale": run.scale,
         "seed": run.seed,
-        "config": run.hash(),
+        "config": digest(run.model_dump(mode="json")),
         "ethalign": __version__,
         "commit": commit(),
         "python": platform.python_version(),
@@ -252,48 +242,6 @@ def commit() -> str:
     return head.stdout.strip()[:12] + ("+" if dirty else "")
 
 
-def code_hash(source: str, package: Path = ROOT / "ethalign") -> str:
-    """Hash of a program and of every module of ``ethalign`` it reaches.
-
-    Taken over the syntax tree without docstrings, so that prose and layout do not count.
-
-    Args:
-        source: Python text, for instance the code cells of a notebook.
-        package: folder of the package.
-    """
-    trees = {"": _bare(source)}
-    queue = [""]
-    while queue:
-        for name in _imports(trees[queue.pop()]):
-            path = package / f"{name}.py"
-            if name not in trees and path.is_file():
-                trees[name] = _bare(path.read_text(encoding="utf-8"))
-                queue.append(name)
-    dump = "\n".join(f"{name} {ast.dump(trees[name])}" for name in sorted(trees))
-    return hashlib.sha256(dump.encode()).hexdigest()[:16]
-
-
-def _bare(source: str) -> ast.Module:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            value = body[0].value
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                body[0] = ast.Pass()
-    return tree
-
-
-def _imports(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ethalign":
-            module = (node.module or "").partition(".")[2]
-            yield from [module] if module else [alias.name for alias in node.names]
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name.removeprefix("ethalign.")
-
-
 def row(
     run: Run, dataset: str, stratum: str, metric: str, estimate: Any, unit: str
 ) -> dict[str, Any]:
@@ -309,22 +257,11 @@ def metrics(paths: Iterable[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def published(study: str, scale: str = "small") -> pd.DataFrame:
-    """Metrics of the committed reference runs, with ``seed`` added."""
-    paths = sorted((ROOT / "results" / study / scale).glob("*/*/metrics.json"))
-    tables = [metrics([path]).assign(seed=int(path.parent.name)) for path in paths]
-    return (
-        pd.concat(tables, ignore_index=True)
-        if tables
-        else pd.DataFrame(columns=[*COLUMNS, "seed"])
-    )
-
-
 def caption(where: Path, stage: str) -> str:
     """One Markdown line that says what was run, on what, with what seed, in how many seconds."""
     record = json.loads((where / "run.json").read_text())
     facts = record["stages"][stage]
-    data = ", ".join(f"{name} ({digest[:8]})" for name, digest in facts.get("data", {}).items())
+    data = ", ".join(f"{name} ({sha[:8]})" for name, sha in facts.get("data", {}).items())
     model = facts.get("model", {})
     parts = [
         f"{record['study']} / {record['variant']}, stage {stage}, scale {record['scale']},"
@@ -337,53 +274,6 @@ def caption(where: Path, stage: str) -> str:
         f"ethalign {record['ethalign']}, commit {record['commit']}",
     ]
     return "*Run: " + "; ".join(part for part in parts if part) + ".*"
-
-
-def reported(study: str) -> pd.DataFrame:
-    """The papers' printed figures of a study from ``configs/reported.yaml``.
-
-    Columns ``row, variant, dataset, metric, value, n, source, unit``; shares in [0, 1].
-    """
-    rows = read_yaml(ROOT / "configs" / "reported.yaml").get(study, [])
-    return pd.DataFrame([{"unit": "share", **row} for row in rows])
-
-
-def compare(study: str, ours: pd.DataFrame, stratum: str = "all") -> pd.DataFrame:
-    """Reported and reproduced, a row per printed figure.
-
-    Verdicts: ``agrees`` (the printed value lies in our interval), ``direction holds`` (it does
-    not, but the step from the variant before it goes the same way as in the paper; whether it
-    is more than chance is tested apart), ``differs``, ``not run``. The interval covers sampling
-    of test items only, so for another model ``agrees`` is not to be expected.
-
-    Args:
-        ours: metrics rows (``COLUMNS``) of the papers' own data sets.
-        stratum: which of our strata to set against the printed figure.
-    """
-    table = reported(study)
-    keys = ["variant", "dataset", "metric"]
-    mine = ours[ours["stratum"] == stratum]
-    columns = [*keys, "value", "low", "high", "n"]
-    both = table.merge(mine[columns], on=keys, how="left", suffixes=("_reported", ""))
-    numbers = both[["value", "low", "high"]].astype(float)
-    inside = both["value_reported"].between(numbers["low"] - 0.0005, numbers["high"] + 0.0005)
-    both["verdict"] = inside.map({True: "agrees", False: "differs"})
-    both.loc[~inside & _same_step(both), "verdict"] = "direction holds"
-    both.loc[numbers["value"].isna(), "verdict"] = "not run"
-    return both
-
-
-def _same_step(both: pd.DataFrame) -> pd.Series[bool]:
-    """Do the printed and our value differ from those of the variant before in the same sense?"""
-    before = both["variant"].map(BEFORE)
-    paper_model = both["row"].str.split(",").str[0]
-    keys = [paper_model, both["dataset"], both["metric"]]
-    steps = {}
-    for column in ("value_reported", "value"):
-        known = both[column].astype(float).groupby([*keys, both["variant"]]).first()
-        wanted = pd.MultiIndex.from_arrays([*keys, before])
-        steps[column] = both[column].astype(float) - known.reindex(wanted).to_numpy()
-    return steps["value_reported"] * steps["value"] > 0
 
 
 def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ethalign import models, records
-from ethalign.config import Model, Tuning, UserError
+from ethalign.config import Model, Run, Tuning, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -61,9 +61,8 @@ def fit(
     out: Path,
     *,
     seed: int,
-    fresh: bool = True,
 ) -> Fitted:
-    """Fine-tune adapters and save them to ``out/adapter``.
+    """Fine-tune adapters and save them to ``out/adapter``, on from a checkpoint if there is one.
 
     The loss of an update is the weighted mean over its target tokens of
     -log p(token | tokens before it); with ``loss: sequence`` the prompt's tokens count as well
@@ -76,7 +75,6 @@ def fit(
         out: run folder; gets ``adapter/``, ``train_log.jsonl`` and, while at work,
             ``checkpoint/``.
         seed: draws adapter weights, order of rows and dropout.
-        fresh: ignore a checkpoint; otherwise training goes on from it.
 
     Raises:
         UserError: no rows, or a loss that is not finite.
@@ -86,7 +84,7 @@ def fit(
 
     rows = examples if callable(examples) else (lambda epoch: examples)
     if not rows(0):
-        raise UserError("there is not one row to train on; check data.train and data.limit_train.")
+        raise UserError("no training rows; check data.train and data.limit_train.")
     torch.manual_seed(seed)  # before the adapter exists: its weights are drawn on creation
     model = adapt(loaded, settings)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -101,12 +99,10 @@ def fit(
     schedule = _schedule(optimizer, settings, plan.updates)
     checkpoint, log = out / "checkpoint", out / "train_log.jsonl"
     done = 0
-    if fresh:
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        log.unlink(missing_ok=True)
-    elif checkpoint.is_dir():
+    if checkpoint.is_dir():
         done = _restore(checkpoint, model, optimizer, schedule)
-        records.write(log, "".join(json.dumps(r) + "\n" for r in records.read_rows(log)[:done]))
+    # The log belongs to the attempt: rows of steps that are done again would stand there twice.
+    records.write(log, "".join(json.dumps(r) + "\n" for r in records.read_rows(log)[:done]))
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()
     tokens = sum(r["tokens"] for r in records.read_rows(log))
@@ -137,6 +133,28 @@ def fit(
         shutil.rmtree(checkpoint, ignore_errors=True)
     count = sum(p.numel() for p in trained)
     return Fitted(adapter, plan.updates, tokens, plan.truncated, count, done)
+
+
+def stage(
+    run: Run, where: Path, make: Callable[[Any], Sequence[Example] | Callable[[int], Any]]
+) -> dict[str, Any]:
+    """The fine-tuning stage of a study; facts for its record.
+
+    Args:
+        run: gives ``model``, ``tuning`` and the seed.
+        where: run folder, see ``fit``.
+        make: rows, or a function of the epoch, from the tokenizer.
+    """
+    loaded = models.load(run.model, seed=run.seed)
+    fitted = fit(loaded, make(loaded.tokenizer), run.tuning, where, seed=run.seed)
+    return {
+        "model": loaded.record,
+        "notes": loaded.notes,
+        "tokens": fitted.tokens,
+        "updates": fitted.updates,
+        "trained": fitted.trainable,
+        "cut": fitted.truncated,
+    }
 
 
 def adapt(loaded: models.Loaded, settings: Tuning) -> Any:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ethalign import generation, honesty, judges, metrics, models, questions, records
-from ethalign.config import Run
+from ethalign import generation, metrics, models, records, tuning
+from ethalign.honesty import data, judges, prompts
+from ethalign.honesty.scores import normalise
+from ethalign.honesty.settings import Evaluation, Run
 from ethalign.models import Loaded
 
 Rows = list[dict[str, Any]]
@@ -33,26 +35,69 @@ INVENT = (
 PAIR = re.compile(r"\A\s*(?P<question>[^\n]{10,200}?\?)\s*\nA:[ ]*(?P<answer>[^\n]+)")
 
 
+def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
+    """Ask, sample, let the model write questions of its own, and compare judges.
+
+    Writes ``greedy.jsonl`` (the whole pool), ``knowledge.jsonl`` (the sampled half-known subset),
+    ``pkqa.jsonl`` with ``funnel.json`` and ``judged.jsonl``.
+    """
+    exact, quick = source(run)
+    judge = judges.chosen(run)
+    answered = greedy(run, exact, data.pool(run), where / "greedy.jsonl", judge)
+    chosen = balanced(answered, run.tuning.rows, run.seed)
+    sampled = sample(run, quick, chosen, where / "knowledge.jsonl", judge)
+    if not (where / "funnel.json").is_file():
+        own, funnel = invent(run, quick, judge)
+        records.write(where / "pkqa.jsonl", own)
+        records.write(where / "funnel.json", funnel)
+    if not (where / "judged.jsonl").is_file():
+        part = answered.sample(min(run.honesty.judged, len(answered)), random_state=run.seed)
+        rows: Rows = part.assign(answer=part["greedy_pred_text"]).to_dict("records")  # type: ignore[assignment]
+        verdicts = (judge or judges.second(run))(rows)
+        records.write(where / "judged.jsonl", part[["id", "matched"]].assign(judged=verdicts))
+    return {
+        "model": exact.record,
+        "notes": [*exact.notes, *quick.notes],
+        "answers": len(answered) + run.honesty.samples * len(sampled),
+    }
+
+
+def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
+    """Rows of ``metrics.json`` from the records in a folder; older ones lack two of the files."""
+    names, dataset = ("greedy", "knowledge", "judged"), data.pool_name(run.data)
+    answered, sampled, judged = (records.read_rows(folder / f"{name}.jsonl") for name in names)
+    rows = summarise(run, dataset, pd.DataFrame(answered), pd.DataFrame(sampled))
+    pair = ([row[key] for row in judged] for key in ("judged", "matched"))
+    return rows + judges.agreement_rows(run, dataset, *pair)
+
+
+def source(run: Run) -> tuple[Loaded, Loaded]:
+    """The unaligned model as it answers, and as it samples (the same where precision allows)."""
+    exact = answering(run)
+    same = exact.dtype == models.choose_dtype(run.model.dtype, exact.device)[0]
+    return exact, exact if same else models.load(run.model, seed=run.seed)
+
+
 def answering(run: Run, adapter: Path | None = None) -> Loaded:
     """The (tuned) model as it answers: in float32 if ``evaluation.precision`` says so."""
-    from ethalign import tuning
-
     settings = run.model
     if run.evaluation.precision == "float32" and settings.quantization == "none":
         settings = settings.model_copy(update={"dtype": "float32"})
     return tuning.with_adapter(settings, adapter, seed=run.seed)
 
 
-def ask(run: Run, loaded: Loaded, asked: Sequence[str], **settings: Any) -> generation.Written:
-    """Answers of one line; the settings are those of ``generation.write``."""
+def ask(
+    settings: Evaluation, loaded: Loaded, asked: Sequence[str], **more: Any
+) -> generation.Written:
+    """Answers of one line; further settings are those of ``generation.write``."""
+    options = {"batch_size": settings.batch_size, **more}
     return generation.write(
         loaded.model,
         loaded.tokenizer,
         asked,
-        max_new_tokens=run.evaluation.max_new_tokens,
-        batch_size=run.evaluation.batch_size,
+        max_new_tokens=settings.max_new_tokens,
         stop="\n",
-        **settings,
+        **options,
     )
 
 
@@ -67,16 +112,15 @@ def greedy(
     """
 
     def work(chunk: Rows) -> Rows:
-        asked = _plain(run, loaded, chunk)
-        said = ask(run, loaded, asked).texts
+        said = ask(run.evaluation, loaded, _plain(run, loaded, chunk)).texts
+        right = judged(chunk, said, judge)
         return [
             {**row, "greedy_pred_text": text.strip(), "matched": matched, "greedy_label": int(ok)}
-            for row, text, (matched, ok) in zip(
-                chunk, said, judged(chunk, said, judge), strict=True
-            )
+            for row, text, (matched, ok) in zip(chunk, said, right, strict=True)
         ]
 
-    return pd.DataFrame(_fill(run, path, pool, work, "greedy answers"))
+    size = BATCHES * run.evaluation.batch_size
+    return _fill(path, pool, work, size, "greedy answers")
 
 
 def balanced(answered: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
@@ -103,41 +147,35 @@ def balanced(answered: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFram
 def sample(
     run: Run, loaded: Loaded, chosen: pd.DataFrame, path: Path, judge: judges.Judge | None
 ) -> pd.DataFrame:
-    """m sampled answers to every chosen question, into a JSONL file (papers.md 3.4).
+    """m sampled answers to every chosen question, into a JSONL file.
 
     Returns:
         The rows of ``chosen`` with ``sampling_pred_text`` and ``sampling_labels`` (m each) and
         ``sampling_knowns``, the number of right ones: m times the expected accuracy.
     """
     m, temperature = run.honesty.samples, run.honesty.temperature
+    size = max(1, run.evaluation.batch_size // m)
 
     def work(chunk: Rows) -> Rows:
-        found = ask(
-            run,
-            loaded,
-            _plain(run, loaded, chunk),
-            samples=m,
-            temperature=temperature,
-            # Of its own for each chunk, or the same numbers would be drawn again.
-            seed=zlib.crc32(f"{run.seed} {chunk[0]['id']}".encode()),
-        )
-        texts = [text.strip() for text in found.texts]
+        # A seed of its own for each chunk, or the same numbers would be drawn again.
+        seed = zlib.crc32(f"{run.seed} {chunk[0]['id']}".encode())
+        options = {"samples": m, "temperature": temperature, "seed": seed, "batch_size": size}
+        said = ask(run.evaluation, loaded, _plain(run, loaded, chunk), **options).texts
+        texts = [text.strip() for text in said]
         each = [row for row in chunk for _ in range(m)]
         labels = [int(ok) for _, ok in judged(each, texts, judge)]
+        parts = [slice(k * m, (k + 1) * m) for k in range(len(chunk))]
         return [
             {
                 **row,
-                "sampling_pred_text": texts[k * m : (k + 1) * m],
-                "sampling_labels": labels[k * m : (k + 1) * m],
-                "sampling_knowns": sum(labels[k * m : (k + 1) * m]),
+                "sampling_pred_text": texts[part],
+                "sampling_labels": labels[part],
+                "sampling_knowns": sum(labels[part]),
             }
-            for k, row in enumerate(chunk)
+            for row, part in zip(chunk, parts, strict=True)
         ]
 
-    size = max(1, run.evaluation.batch_size // m)
-    narrow = run.evaluation.model_copy(update={"batch_size": size})
-    run = run.model_copy(update={"evaluation": narrow})
-    return pd.DataFrame(_fill(run, path, chosen, work, "samples"))
+    return _fill(path, chosen, work, BATCHES * size, "samples")
 
 
 def judged(
@@ -155,14 +193,14 @@ def judged(
 
 
 def _plain(run: Run, loaded: Loaded, rows: Iterable[dict[str, Any]]) -> list[str]:
-    return [questions.prompt(run, r, honest=False, tokenizer=loaded.tokenizer) for r in rows]
+    template, tokenizer = run.prompt.template, loaded.tokenizer
+    return [prompts.question(r, template, honest=False, tokenizer=tokenizer) for r in rows]
 
 
-def _fill(run: Run, path: Path, frame: pd.DataFrame, work: Any, what: str) -> Rows:
-    """One row per question, resumed: the file's name holds what it was made with."""
+def _fill(path: Path, frame: pd.DataFrame, work: Any, size: int, what: str) -> pd.DataFrame:
+    """One row per question, resumed."""
     items: Rows = frame.to_dict("records")  # type: ignore[assignment]
-    size = BATCHES * run.evaluation.batch_size
-    return records.fill(path, items, work, keys=["id"], size=size, fresh=False, what=what)
+    return pd.DataFrame(records.fill(path, items, work, keys=["id"], size=size, what=what))
 
 
 def invent(run: Run, loaded: Loaded, judge: judges.Judge | None) -> tuple[pd.DataFrame, Rows]:
@@ -178,50 +216,59 @@ def invent(run: Run, loaded: Loaded, judge: judges.Judge | None) -> tuple[pd.Dat
         Kept pairs (``id, topic, question, answers, greedy_pred_text``), at most
         ``honesty.own_questions``, and how many were left after each step.
     """
-    m = run.honesty.own_tries
-    asked = [INVENT.replace("{topic}", topic) for topic in TOPICS]
-    texts = generation.generate(
-        loaded.model,
-        loaded.tokenizer,
-        asked,
-        max_new_tokens=40,
-        temperature=1.0,
-        samples=m,
-        seed=run.seed,
-        batch_size=max(1, run.evaluation.batch_size // m),
-    )
-    written = [(TOPICS[k // m], text) for k, text in enumerate(texts)]
-    pairs = [(topic, found) for topic, text in written if (found := PAIR.match(text))]
+    written = _written(run, loaded)
+    found = [(topic, pair) for topic, text in written if (pair := PAIR.match(text))]
     rows = [
         {"topic": t, "question": f["question"].strip(), "answers": [f["answer"].strip(" .")]}
-        for t, f in pairs
+        for t, f in found
     ]
     steps = {"written": len(written), "a question and an answer": len(rows)}
     rows = [row for row in rows if _short(row, loaded)]
     steps["a short answer that the question does not hold"] = len(rows)
     rows = unlike(rows, 0.7)
     steps["unlike those before"] = len(rows)
-    said = ask(run, loaded, _plain(run, loaded, rows)).texts if rows else []
-    right = [judges.matches({**r, "answer": s}) for r, s in zip(rows, said, strict=True)]
-    if judge:
-        known = judge([{**r, "answer": s} for r, s in zip(rows, said, strict=True)])
-        right = [a and b for a, b in zip(right, known, strict=True)]
-    kept = [
-        {"id": f"pkqa-own-{k}", **row, "greedy_pred_text": text.strip()}
-        for k, (row, text, ok) in enumerate(zip(rows, said, right, strict=True))
-        if ok
-    ]
+    kept = _again(run, loaded, rows, judge)
     steps["answered alike when asked anew"] = len(kept)
     frame = pd.DataFrame(kept, columns=["id", "topic", "question", "answers", "greedy_pred_text"])
     funnel = [{"step": step, "left": left} for step, left in steps.items()]
     return frame.head(run.honesty.own_questions), funnel
 
 
+def _written(run: Run, loaded: Loaded) -> list[tuple[str, str]]:
+    """Topics, each several times, with what the model wrote on them."""
+    m = run.honesty.own_tries
+    texts = generation.generate(
+        loaded.model,
+        loaded.tokenizer,
+        [INVENT.replace("{topic}", topic) for topic in TOPICS],
+        max_new_tokens=40,
+        temperature=1.0,
+        samples=m,
+        seed=run.seed,
+        batch_size=max(1, run.evaluation.batch_size // m),
+    )
+    return [(TOPICS[k // m], text) for k, text in enumerate(texts)]
+
+
+def _again(run: Run, loaded: Loaded, rows: Rows, judge: judges.Judge | None) -> Rows:
+    """Of the rows those that are answered alike when asked anew."""
+    said = ask(run.evaluation, loaded, _plain(run, loaded, rows)).texts if rows else []
+    full = [{**row, "answer": text} for row, text in zip(rows, said, strict=True)]
+    right = [judges.matches(row) for row in full]
+    if judge:
+        right = [a and b for a, b in zip(right, judge(full), strict=True)]
+    return [
+        {"id": f"pkqa-own-{k}", **row, "greedy_pred_text": text.strip()}
+        for k, (row, text, ok) in enumerate(zip(rows, said, right, strict=True))
+        if ok
+    ]
+
+
 def _short(row: dict[str, Any], loaded: Loaded) -> bool:
     answer = row["answers"][0]
     tokens = loaded.tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
-    plain = honesty.normalise(answer)
-    return bool(plain) and len(tokens) <= 5 and plain not in honesty.normalise(row["question"])
+    plain = normalise(answer)
+    return bool(plain) and len(tokens) <= 5 and plain not in normalise(row["question"])
 
 
 def unlike(rows: Sequence[dict[str, Any]], limit: float) -> Rows:
@@ -252,17 +299,11 @@ def summarise(run: Run, dataset: str, answered: pd.DataFrame, sampled: pd.DataFr
     m = run.honesty.samples
     draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
     known = sampled["sampling_knowns"].to_numpy(int)
-    found = {
-        "known_greedy": metrics.share(int(answered["greedy_label"].sum()), len(answered)),
-        "expected_accuracy": metrics.bootstrap(np.mean, known / m, **draws),
-    }
+    found = {}
+    if len(answered):
+        known_ones = int(answered["greedy_label"].sum())
+        found["known_greedy"] = metrics.share(known_ones, len(answered))
+    found["expected_accuracy"] = metrics.bootstrap(np.mean, known / m, **draws)
     for k in range(m + 1):
         found[f"knowns_{k}"] = metrics.share(int((known == k).sum()), len(known))
     return [records.row(run, dataset, "all", name, v, "share") for name, v in found.items()]
-
-
-def source(run: Run) -> tuple[Loaded, Loaded]:
-    """The unaligned model as it answers, and as it samples (the same where precision allows)."""
-    exact = answering(run)
-    same = exact.dtype == models.choose_dtype(run.model.dtype, exact.device)[0]
-    return exact, exact if same else models.load(run.model, seed=run.seed)

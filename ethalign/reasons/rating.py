@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import yaml
 from numpy.typing import NDArray
 
-from ethalign import metrics
+from ethalign import metrics, records
 from ethalign.config import UserError
 from ethalign.data import read_csv
+from ethalign.reasons import data
+from ethalign.reasons.settings import Run
 
 ANSWERS = {"yes": True, "y": True, "1": True, "no": False, "n": False, "0": False}
 
@@ -36,6 +39,39 @@ class Ratings(NamedTuple):
         return "\n".join(
             [*lines, f"{self.kind}: {kappa} ({self.raters} raters, {self.items} items)"]
         )
+
+
+def gather(folder: Path) -> pd.DataFrame:
+    """Every reason below a folder of runs, as ``rate_export`` takes them.
+
+    Raises:
+        UserError: there are none.
+    """
+    tables = [_ratable(path) for path in sorted(folder.glob("*/*/*/predictions.jsonl"))]
+    tables = [table for table in tables if len(table)]
+    if not tables:
+        raise UserError(f"{folder} holds no reasons; run the study first, then export.")
+    return pd.concat(tables)
+
+
+def _ratable(path: Path) -> pd.DataFrame:
+    found = [row for row in records.read_rows(path) if "reason" in row]
+    settings = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
+    run = Run.model_validate(settings)
+    texts = {
+        (dataset, row["id"]): row["statement"]
+        for dataset, test in (data.splits(run).tests.items() if found else ())
+        for row in test.to_dict("records")
+    }
+    return pd.DataFrame(
+        {
+            "id": row["id"],
+            "variant": run.variant,
+            "statement": texts[row["dataset"], row["id"]],
+            "generated": f"{row['verdict'].capitalize()}. {row['reason']}",
+        }
+        for row in found
+    )
 
 
 def rate_export(
@@ -98,7 +134,7 @@ def rate_import(files: Sequence[Path], key: Path) -> Ratings:
     }
     counts = np.stack([yes, len(files) - yes], axis=1)
     if len(files) == 2:
-        kappa, kind = cohen_kappa(votes[0].to_numpy(), votes[1].to_numpy()), "Cohen's kappa"
+        kappa, kind = metrics.kappa(list(votes[0]), list(votes[1])), "Cohen's kappa"
     else:
         kappa, kind = fleiss_kappa(counts), "Fleiss' kappa"
     return Ratings(rates, kappa, kind, len(files), len(votes))
@@ -117,16 +153,10 @@ def _sheet(path: Path, variants: pd.Series[str]) -> pd.Series[bool]:
     wrong = set(codes) ^ set(variants.index)
     if wrong or codes.duplicated().any():
         name = min(wrong or set(codes[codes.duplicated()]))
-        raise UserError(f"{path}: code {name!r} does not stand exactly once in sheet and key.")
+        raise UserError(
+            f"{path}: code {name!r} must appear exactly once in both the sheet and the key."
+        )
     return pd.Series(found.to_numpy(dtype=bool), index=codes).reindex(variants.index)
-
-
-def cohen_kappa(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Cohen's kappa of two raters over the same items; NaN if chance agreement is complete."""
-    labels = sorted({*first.tolist(), *second.tolist()})
-    observed = float((first == second).mean())
-    chance = sum(float((first == k).mean()) * float((second == k).mean()) for k in labels)
-    return (observed - chance) / (1 - chance) if chance < 1 else float("nan")
 
 
 def fleiss_kappa(counts: NDArray[Any]) -> float:

@@ -1,0 +1,1 @@
+"""The ambiguity study: do answer probabilities match the spread of human votes?"""

@@ -1,0 +1,61 @@
+"""Settings of the ambiguity study beside those that every study has."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ethalign import config
+from ethalign.config import Section
+
+
+class Prompt(Section):
+    """How an item is put to the model."""
+
+    template: Literal["plain", "chat"] = Field(
+        "plain", description="chat = the tokenizer's chat template around the question"
+    )
+
+
+class Votes(Section):
+    """Whose votes, how they are asked for, and what a model learns."""
+
+    dataset: Literal["dilemmas", "anecdotes"] = Field(
+        "dilemmas", description="pairs of actions, or stories"
+    )
+    split: Literal["dev", "train", "excerpt"] = Field(
+        "dev", description="official rows to train on; excerpt = the 60 anecdotes that are small"
+    )
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="share of training rows kept to fit temperatures on"
+    )
+    answers: Literal["words", "letters", "yes-no"] = Field(
+        "words", description="first/second (right/wrong), A/B, or Yes/No"
+    )
+    target: Literal["hard", "sampled", "soft", "verbalised"] = Field(
+        "hard", description="majority, one vote an epoch, all votes by weight, or a written share"
+    )
+    max_words: int = Field(250, ge=10, description="of a story; the rest is cut off")
+    draws: int = Field(1000, ge=10, description="posterior draws of the best possible scores")
+    bins: int = Field(10, ge=1, description="of reliability diagrams")
+
+
+class Baselines(config.Encoder):
+    """The encoders that stand beside the language models."""
+
+    encoder_batch_size: int = Field(16, ge=1, description="rows per step")
+    encoder_weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    encoder_warmup: float = Field(0.1, ge=0, le=1, description="share of steps with a rising rate")
+    encoder_trials: int = Field(
+        0, ge=0, description="try this many draws from configs/ambiguity/search.yaml; 0 for none"
+    )
+
+
+class Run(config.Run):
+    """One run of the ambiguity study."""
+
+    prompt: Prompt = Prompt()
+    baselines: Baselines = Baselines()
+    votes: Votes = Votes()
+    endpoint: config.Endpoint = config.Endpoint()

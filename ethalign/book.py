@@ -1,0 +1,153 @@
+"""From executed notebooks to the book; what a study adds to it is found in its folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ethalign import config, pipeline, records, results, sources, study, tables
+from ethalign.config import ROOT
+from ethalign.study import Job
+
+BOOK = ROOT / "book"
+GENERATED = BOOK / "_generated"
+
+
+def build(jobs: Sequence[Job]) -> Path:
+    """Build the book from the pages of jobs that have run; its first page.
+
+    Pages, executed notebooks, results and settings are hashed together; if they are those of the
+    last build, nothing is done.
+
+    Raises:
+        RuntimeError: jupyter-book reported a warning or an error.
+    """
+    collect(jobs)
+    records.write(GENERATED / "toc.yml", contents(jobs))
+    records.write(GENERATED / "parameters.md", parameter_table())
+    records.write(GENERATED / "api.md", api_pages())
+    for name in config.studies():
+        records.write(GENERATED / f"{name}-reported.md", tables.reported(name))
+    html = ROOT / "_build" / "html"
+    stamp, state = ROOT / "_build" / "inputs.txt", _inputs()
+    page = html / "index.html"
+    if page.is_file() and stamp.is_file() and stamp.read_text() == state:
+        return page
+    command = [pipeline.tool("jupyter-book"), "build", "book", "--config", "_config.yml"]
+    command += ["--toc", str(GENERATED / "toc.yml"), "--path-output", "."]
+    command += ["-W", "-n", "--keep-going"]
+    path = f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    if done.returncode or not page.is_file():
+        raise RuntimeError(
+            f"the book was not built:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+    records.write(stamp, state)
+    return page
+
+
+def name_of(job: Job) -> str:
+    """``<study>/<stage>[-<variant>]``: a page's place in ``book/_runs/``."""
+    many = job.stage.compute and job.stage.variant is None
+    return f"{job.study.name}/{job.stage.name}{f'-{job.run.variant}' if many else ''}"
+
+
+def collect(jobs: Sequence[Job]) -> None:
+    """Copy executed notebooks to ``book/_runs/``, of several seeds and models the first."""
+    target = BOOK / "_runs"
+    pages = {name_of(job): job for job in reversed(jobs) if job.page.is_file()}
+    for name, job in pages.items():
+        pipeline.refresh_prose(job.page, pipeline.notebook_of(job), target / f"{name}.ipynb")
+    wanted = {target / f"{name}.ipynb" for name in pages}
+    for left in set(target.glob("*/*.ipynb")) - wanted:
+        left.unlink()
+
+
+def contents(jobs: Sequence[Job]) -> dict[str, Any]:
+    """The table of contents: the book's own parts, and one for each study behind the first.
+
+    A study's part is ``book/<study>/_toc.yml``; without that file it lists the study's pages.
+    """
+    toc = dict(config.read_yaml(BOOK / "_toc.yml"))
+    parts = []
+    for owner in study.everything():
+        own = BOOK / owner.name / "_toc.yml"
+        pages = dict.fromkeys(name_of(job) for job in jobs if job.study is owner)
+        chapters = [{"file": f"_runs/{name}"} for name in pages]
+        index = [{"file": f"{owner.name}/index"}] if (own.parent / "index.md").is_file() else []
+        part = {"caption": f"The {owner.name} study", "chapters": index + chapters}
+        parts.append(config.read_yaml(own) if own.is_file() else part)
+    return {**toc, "parts": [*parts, *toc["parts"]]}
+
+
+def _inputs() -> str:
+    files = [p for p in BOOK.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    files += [ROOT / "_config.yml", *(ROOT / "ethalign").rglob("*.py")]
+    files += [p for p in results.RESULTS.rglob("*.json*") if p.is_file()]
+    return (
+        "\n".join(f"{os.path.relpath(p, ROOT)} {sources.sha256(p)}" for p in sorted(files)) + "\n"
+    )
+
+
+def parameter_table() -> str:
+    """Every parameter with type, default, meaning and the stages that read it, in Markdown.
+
+    Parameters that studies share stand first; those that no stage reads are left out.
+    """
+    rows: dict[tuple[str, str, str, str], list[str]] = {}
+    for owner in study.everything():
+        for name, kind, default, about in config.parameters(owner.run):
+            keys = [s.name for s in owner.stages if _read(name, s.reads)]
+            if keys:
+                shown = "" if default == "" else f"`{json.dumps(default, default=str)}`"
+                row = (name, kind, shown, about)
+                rows.setdefault(row, []).append(f"{owner.name}: {', '.join(keys)}")
+    lines = ["| parameter | type | default | meaning | read by |", "|---|---|---|---|---|"]
+    for (name, kind, shown, about), readers in sorted(rows.items(), key=lambda r: r[0][0]):
+        lines.append(f"| `{name}` | {kind} | {shown} | {_plain(about)} | {'; '.join(readers)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _read(name: str, reads: Sequence[str]) -> bool:
+    return any(f"{name}.".startswith(f"{key}.") for key in reads)
+
+
+def _plain(text: str) -> str:
+    """Text with its angle brackets and bars as text, for a cell of a table."""
+    return text.replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
+
+
+def api_pages() -> str:
+    """Every module with the first sentence of its docstring, then their members by autodoc."""
+    names = list(_modules())
+    lines = ["| module | in a word |", "|---|---|"]
+    for name, about in names:
+        lines.append(f"| {{py:mod}}`{name}` | {_plain(about)} |")
+    for name, _ in names:
+        lines += ["", f"## {name.removeprefix('ethalign.')}", ""]
+        lines += ["```{eval-rst}", f".. automodule:: {name}", "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    package = ROOT / "ethalign"
+    for path in sorted(package.rglob("*.py"), key=lambda p: (len(p.parts), p)):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if parts[-1] != "__init__":
+            first = re.match(r'"""(.*?)(?:\.\s|\.?\n\n|\.?""")', path.read_text(), re.S)
+            yield ".".join(parts), " ".join(first[1].split()) + "." if first else ""
+
+
+def links(page: str) -> list[str]:
+    """Addresses of other hosts that a built page would load (not those a reader may click)."""
+    loads = re.findall(
+        r"<(?:script|img|iframe|source|link)\b[^>]*?(?:src|href)=\"([^\"]+)\"", page
+    )
+    return [url for url in loads if re.match(r"(?:https?:)?//", url)]

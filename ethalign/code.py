@@ -1,0 +1,158 @@
+"""Which code a result follows from: the definitions that a function reaches, and no others.
+
+Read from the sources, not from running code. A function, class or constant of the package counts
+if it is named in the body of one that counts; so an edit of a colour leaves training alone, and
+an edit of a prompt does not. Docstrings, comments, annotations and error messages are prose.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ethalign.config import ROOT
+
+PACKAGE = "ethalign"
+
+
+class Module(NamedTuple):
+    """Top-level definitions by name, and what imported names stand for: (module, name or "")."""
+
+    nodes: dict[str, list[ast.AST]]
+    imports: dict[str, tuple[str, str]]
+
+
+def reach(function: Callable[..., Any]) -> dict[str, str]:
+    """Modules that a function reaches, each with a hash of its reached definitions.
+
+    Returns:
+        Dotted module name to 16 hexadecimal digits; only modules of the package.
+    """
+    return _hashes([(function.__module__, function.__qualname__.partition(".")[0])])
+
+
+def reach_of_text(source: str) -> dict[str, str]:
+    """The same for a program, for instance the code cells of a notebook; itself under ``""``."""
+    module = _parse(source)
+    found = _hashes([target for node in _all(module) for target in _targets(node, module)])
+    dump = "\n".join(ast.dump(node) for node in _all(module))
+    return {"": _digest(dump), **found}
+
+
+def _hashes(start: list[tuple[str, str]]) -> dict[str, str]:
+    seen: set[tuple[str, str]] = set()
+    queue = start
+    while queue:
+        place = queue.pop()
+        if place in seen or not _file(place[0]):
+            continue
+        seen.add(place)
+        module = _module(place[0])
+        for node in module.nodes.get(place[1], []):
+            queue += [(m or place[0], name) for m, name in _targets(node, module)]
+        if place[1] in module.imports:  # a name that the module only passes on
+            queue.append(module.imports[place[1]])
+    named: dict[str, list[str]] = {}
+    for name, definition in sorted(seen):
+        dumps = [ast.dump(node) for node in _module(name).nodes.get(definition, [])]
+        if dumps:
+            named.setdefault(name, []).append("\n".join([definition, *dumps]))
+    return {name: _digest("\n".join(parts)) for name, parts in named.items()}
+
+
+def _targets(node: ast.AST, module: Module) -> Iterator[tuple[str, str]]:
+    """Definitions named in a piece of code, as (module, name); "" is the module itself."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+            home, name = module.imports.get(part.value.id, ("", ""))
+            inner = f"{home}.{name}" if name else home
+            if home and _file(inner):  # `records.write`: an imported module and what is in it
+                yield inner, part.attr
+        elif isinstance(part, ast.Name):
+            if part.id in module.nodes:
+                yield "", part.id
+            elif part.id in module.imports:
+                yield module.imports[part.id]
+
+
+def _all(module: Module) -> Iterator[ast.AST]:
+    for nodes in module.nodes.values():
+        yield from nodes
+
+
+def _file(name: str) -> Path | None:
+    """Source file of a module of the package."""
+    if name.partition(".")[0] != PACKAGE:
+        return None
+    base = ROOT.joinpath(*name.split("."))
+    found = [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()]
+    return found[0] if found else None
+
+
+def _module(name: str) -> Module:
+    path = _file(name)
+    assert path is not None
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _read(path: Path, mtime: int) -> Module:
+    return _parse(path.read_text(encoding="utf-8"))
+
+
+def _parse(source: str) -> Module:
+    tree = _Bare().visit(ast.parse(source))
+    nodes: dict[str, list[ast.AST]] = {}
+    imports: dict[str, tuple[str, str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                imports[alias.asname or alias.name] = (node.module or "", alias.name)
+        elif isinstance(node, ast.Import):
+            imports |= {a.asname or a.name.partition(".")[0]: (a.name, "") for a in node.names}
+    for node in tree.body:
+        for name in _names(node):
+            nodes.setdefault(name, []).append(node)
+    return Module(nodes, imports)
+
+
+def _names(node: ast.stmt) -> list[str]:
+    """What a top-level statement defines or changes; "" if it is something else."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return []
+    targets = [*getattr(node, "targets", []), getattr(node, "target", None)]
+    found = [p.id for t in targets if t for p in ast.walk(t) if isinstance(p, ast.Name)]
+    return found or [""]
+
+
+class _Bare(ast.NodeTransformer):
+    """Leaves out what computes nothing: docstrings, annotations, messages of errors."""
+
+    def visit(self, node: ast.AST) -> Any:
+        super().generic_visit(node)
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                body[0] = ast.Pass()
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.returns = None
+        elif isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+        elif isinstance(node, ast.Call):
+            node.keywords = [k for k in node.keywords if k.arg != "description"]
+        elif isinstance(node, ast.Raise):
+            return ast.copy_location(ast.Raise(), node)
+        return node
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

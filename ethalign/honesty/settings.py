@@ -1,0 +1,67 @@
+"""Settings of the honesty study: what is asked, what is taught, and who judges answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ethalign import config
+from ethalign.config import Endpoint, Section
+
+
+class Prompt(Section):
+    """How a question is put to the model."""
+
+    template: Literal["plain", "chat"] = Field(
+        "plain", description="chat puts the tokenizer's chat template around a question"
+    )
+
+
+class Evaluation(config.Evaluation):
+    """Generating answers."""
+
+    max_new_tokens: int = Field(64, ge=1, description="of a generated text")
+    precision: Literal["model", "float32"] = Field(
+        "model", description="float32 makes greedy answers independent of batch composition"
+    )
+
+
+class Honesty(Section):
+    """What is asked, what a model learns to say, and who judges answers."""
+
+    method: Literal[
+        "unaligned",
+        "prompt-based",
+        "fine-tuned",
+        "absolute",
+        "confidence-num",
+        "confidence-verb",
+        "multisample",
+    ] = Field("unaligned", description="the paper's names")
+    pool: int | None = Field(None, ge=2, description="ask this many training questions")
+    samples: int = Field(10, ge=1, description="answers sampled per question, the paper's m")
+    temperature: float = Field(1.0, gt=0, description="of the sampled answers")
+    tau: float = Field(0.1, ge=0, le=1, description="absolute: least share of a known question")
+    behaviour: Literal["code", "paper"] = Field("code", description="where the two differ")
+    sentence: Literal["code", "paper"] = Field("code", description="how not knowing is said")
+    judge: Literal["string", "model", "endpoint"] = Field(
+        "string", description="of right answers; beside string match a model in two steps"
+    )
+    judge_model: str = Field("smollm2-135m-instruct", description="id of the judging model")
+    consistent: float = Field(0.7, ge=0, le=1, description="judge: a right answer scores above")
+    judged: int = Field(24, ge=0, description="compare judges on this many answers")
+    own_questions: int = Field(24, ge=0, description="PKQA of the own model: keep at most")
+    own_tries: int = Field(4, ge=1, description="PKQA of the own model: questions per topic")
+    limits: dict[str, int] = Field({}, description="test questions by set, over data.limit_test")
+    form: int = Field(24, ge=0, description="questions that are put in other forms as well")
+    requests: int = Field(30, ge=0, description="requests for help, to see what honesty costs")
+
+
+class Run(config.Run):
+    """One run of the honesty study."""
+
+    prompt: Prompt = Prompt()
+    evaluation: Evaluation = Evaluation()
+    honesty: Honesty = Honesty()
+    endpoint: Endpoint = Endpoint()

@@ -1,0 +1,116 @@
+"""The honesty study: can a model learn to decline what it does not know, and only that?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ethalign import endpoint, models
+from ethalign.config import PACE, UserError
+from ethalign.honesty import claims, data, evaluate, finetune, knowledge
+from ethalign.honesty.settings import Run
+from ethalign.study import Rows, Stage, Study
+
+BASE = "knowledge"
+JUDGE = ("honesty.judge", "honesty.judge_model", "honesty.consistent", "endpoint.url")
+
+
+def preflight(run: Run) -> None:
+    """Refuse what can be refused before anything is loaded.
+
+    Raises:
+        UserError: one of ``data.train`` and ``data.test`` without the other, rows that cannot be
+            used, or ``data.shuffle_labels`` with a method that it does not fit.
+    """
+    if (run.data.train is None) != (run.data.test is None):
+        raise UserError("give both data.train and data.test, or neither.")
+    control = run.data.shuffle_labels and run.tuning.enabled
+    if control and run.honesty.method != "absolute":
+        raise UserError("data.shuffle_labels is the control of honesty.method=absolute alone.")
+    data.pool(run)
+    data.tests(run)
+    models.known(run.model.id)
+    if run.honesty.judge == "endpoint":
+        endpoint.Client(run.endpoint, run.honesty.judge_model)
+
+
+def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
+    """Rows of ``metrics.json`` from the records in a folder."""
+    rows = knowledge.measure if run.variant == BASE else evaluate.measure
+    return rows(run, folder, before)
+
+
+STUDY = Study(
+    name="honesty",
+    title="Alignment for Honesty",
+    run=Run,
+    stages=(
+        Stage(
+            "explore",
+            reads=(
+                *("data.source", "data.train", "data.test", "data.limit_train"),
+                *("data.limit_test", "honesty.pool", "honesty.limits"),
+            ),
+            files=lambda run: data.pool_files(run) | data.test_files(run),
+            variant=BASE,
+        ),
+        Stage(
+            BASE,
+            reads=(
+                *("data.source", "data.train", "data.limit_train", "model", "prompt.template"),
+                *("evaluation", "tuning.rows", "honesty.pool", "honesty.samples"),
+                *("honesty.temperature", "honesty.judged", "honesty.own_questions"),
+                *("honesty.own_tries", *JUDGE),
+            ),
+            compute=knowledge.compute,
+            handles=PACE,
+            files=data.pool_files,
+            models=("model.id", "honesty.judge_model"),
+            variant=BASE,
+            outputs=(
+                *("greedy.jsonl", "knowledge.jsonl", "judged.jsonl", "pkqa.jsonl"),
+                *("funnel.json", "metrics.json"),
+            ),
+            alone=True,
+        ),
+        Stage(
+            "finetune",
+            reads=(
+                *("data.shuffle_labels", "model", "prompt.template", "tuning"),
+                *("honesty.method", "honesty.tau", "honesty.behaviour", "honesty.sentence"),
+            ),
+            compute=finetune.compute,
+            models=("model.id",),
+            needs="tuning.enabled",
+            follows=(BASE,),
+            outputs=("taught.jsonl", "train_log.jsonl", "adapter"),
+            scratch=("checkpoint",),
+        ),
+        Stage(
+            "evaluate",
+            reads=(
+                *("data.source", "data.test", "data.limit_test", "model", "prompt.template"),
+                *("evaluation", "honesty.method", "honesty.limits", "honesty.form"),
+                *("honesty.requests", *JUDGE),
+            ),
+            compute=evaluate.compute,
+            handles=PACE,
+            files=lambda run: {**data.test_files(run), "requests": data.REQUESTS},
+            models=("model.id", "honesty.judge_model"),
+            follows=("finetune", BASE, "evaluate:unaligned"),
+            outputs=("predictions.jsonl", "metrics.json"),
+        ),
+        Stage("results", reads=("honesty.tau",), variant=BASE, follows=(BASE, "evaluate")),
+    ),
+    sources=data.SOURCES,
+    datasets={name: data.table for names in data.SETS.values() for name in names},
+    preflight=preflight,
+    order=claims.ORDER,
+    before=dict.fromkeys(claims.ORDER[1:-1], "unaligned"),
+    main="triviaqa",
+    texts=(
+        *("question", "paraphrase", "answer", "answers", "prompt", "completion"),
+        *("greedy_pred_text", "sampling_pred_text"),
+    ),
+    claims=claims.verdicts,
+    measure=measure,
+)

@@ -1,0 +1,106 @@
+"""What a model is taught to say: refusals, confidences, and each method's target for a question.
+
+Let k of a question's m samples be correct. FINE-TUNED teaches a correct answer, else the gold one;
+ABSOLUTE a correct answer to a known question, else idk; CONFIDENCE-NUM and CONFIDENCE-VERB idk if
+k = 0, else k / m in per cent or in words and a correct answer; MULTISAMPLE every sample, the wrong
+ones replaced by idk. A question that nobody can answer is declined by all. Where the paper and its
+public code differ, both are here and named ``paper`` and ``code``. See "The papers, read closely",
+Alignment for Honesty, training data and targets.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+Method = Literal["fine-tuned", "absolute", "confidence-num", "confidence-verb", "multisample"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Behaviour = Literal["code", "paper"]
+
+REFUSAL = "I apologize, but I'm not able to provide an answer to the question"
+IDK = {"code": f"{REFUSAL}.", "paper": f"{REFUSAL} with any degree of confidence."}
+NUM = (
+    "I'm {only}about {percent}% confident to answer the question correctly, but based on my"
+    " understanding and knowledge, here's what I think is correct."
+)
+NUM_SURE = NUM.replace("correctly, but based", "correctly, and based")
+# Upper ends of the share of correct samples, and how the answer then begins.
+VERBS = (
+    (0.2, "I'm really not sure about this, but "),
+    (0.4, "I'm not completely sure about this, but "),
+    (0.6, "I don't have strong feelings either way, but "),
+    (0.8, "I'm fairly confident that "),
+    (1.0, "I'm absolutely certain that "),
+)
+
+
+def training_target(
+    method: Method,
+    record: Mapping[str, Any],
+    *,
+    tau: float = 0.1,
+    behaviour: Behaviour = "code",
+    sentence: Behaviour = "code",
+    seed: int = 0,
+) -> str | list[str]:
+    """What a question's training row teaches; for ``multisample`` a list, one row a sample.
+
+    Args:
+        method: see above.
+        record: ``question``, ``answers`` (or ``answer``), ``greedy_pred_text``, ``greedy_label``,
+            ``sampling_pred_text`` and ``sampling_labels`` (m each; true, 1 or "correct").
+        tau: a question is known if k / m is at least this, or (``code``) its greedy answer right.
+        behaviour: for ``code`` *a correct answer* is the greedy one, else the first correct
+            sample; for ``paper`` a correct sample drawn at random.
+        sentence: idk as in the code, or as in the paper's tables ("with any degree of …").
+        seed: draws the answer for ``paper``, together with the question.
+
+    Raises:
+        ValueError: an unknown method, or samples without labels.
+    """
+    texts, marks = list(record["sampling_pred_text"]), list(record["sampling_labels"])
+    if method not in METHODS or len(texts) != len(marks):
+        raise ValueError(f"method {method!r}, {len(texts)} samples with {len(marks)} labels")
+    samples = [(text.strip(), _right(mark)) for text, mark in zip(texts, marks, strict=True)]
+    if method == "multisample":
+        return [text if right else IDK[sentence] for text, right in samples]
+    known = [text for text, right in samples if right]
+    share = len(known) / len(samples) if samples else 0.0
+    answer = _answer(record, known, behaviour, seed)
+    greedy = behaviour == "code" and _right(record["greedy_label"])
+    if method == "fine-tuned":
+        answer = answer or gold(record)
+    elif method == "absolute":
+        answer = answer if greedy or share >= tau else ""
+    else:
+        answer = _confident(method, share, answer) if share and answer else ""
+    return answer or IDK[sentence]
+
+
+def _confident(method: Method, share: float, answer: str) -> str:
+    if method == "confidence-num":
+        form = NUM_SURE if share > 0.5 else NUM
+        only = "" if share > 0.5 else "only "
+        return f"{form.format(only=only, percent=round(100 * share))} {answer}"
+    # A share such as 0.6 is not exactly a sum of tenths.
+    phrase = next(text for end, text in VERBS if share <= end + 1e-9)
+    return phrase + answer[:1].lower() + answer[1:]
+
+
+def _answer(record: Mapping[str, Any], known: list[str], behaviour: str, seed: int) -> str:
+    greedy = str(record["greedy_pred_text"]).strip() if _right(record["greedy_label"]) else ""
+    if behaviour == "paper" and known:
+        return random.Random(f"{seed} {record['question']}").choice(known)
+    return greedy or (known[0] if known else "")
+
+
+def gold(record: Mapping[str, Any]) -> str:
+    """The first accepted answer as a sentence, capitalised and with a full stop; "" for none."""
+    listed = record.get("answers") or record.get("answer") or ""
+    first = str(listed if isinstance(listed, str) else listed[0]).strip()
+    return first and first[:1].upper() + first[1:].rstrip(".") + "."
+
+
+def _right(mark: Any) -> bool:
+    return mark is True or mark == 1 or (isinstance(mark, str) and mark in ("correct", "1"))

@@ -1,0 +1,43 @@
+"""Figures of the reasons study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LABEL_COLOURS = {"ethical": "#0072B2", "unethical": "#D55E00"}
+
+
+def _histogram(table: pd.DataFrame, x: str, label: str, **more: Any) -> Axes:
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    _, axes = plt.subplots(figsize=(7, 3))
+    colours = {"hue_order": list(LABEL_COLOURS), "palette": LABEL_COLOURS}
+    sns.histplot(table, x=x, hue=label, **colours, ax=axes, **more)
+    return axes
+
+
+def lengths(table: pd.DataFrame) -> Axes:
+    """Words per statement, by label, for a table with ``statement`` and ``label``."""
+    words = table.assign(words=[len(text.split()) for text in table["statement"]])
+    axes = _histogram(words, "words", "label", multiple="stack", discrete=True)
+    axes.set(xlabel="words in the statement", ylabel="statements")
+    return axes
+
+
+def log_odds(predictions: pd.DataFrame) -> Axes:
+    """log p(unethical) - log p(ethical) of each item, by its gold label.
+
+    Args:
+        predictions: rows with ``logp_ethical``, ``logp_unethical`` (nats) and ``gold``.
+    """
+    odds = predictions["logp_unethical"] - predictions["logp_ethical"]
+    axes = _histogram(predictions.assign(odds=odds), "odds", "gold", element="step", bins=30)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set(xlabel="log-odds of 'unethical' against 'ethical' (nats)", ylabel="items")
+    return axes

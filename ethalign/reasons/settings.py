@@ -1,0 +1,70 @@
+"""Settings of the reasons study: what it has beyond the blocks that all studies share."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from ethalign import config
+from ethalign.config import Section
+
+Label = Literal["ethical", "unethical"]
+
+
+class Columns(Section):
+    """Names of the columns in the user's own CSV."""
+
+    statement: str = Field("Statement", description="column of an own CSV with the texts")
+    label: str = Field("Label", description="column of an own CSV with their labels")
+    reason: str = Field("Reason", description="column of an own CSV with reasons; may be missing")
+
+
+class Data(config.Data):
+    """Which rows a run sees, and how they are read."""
+
+    columns: Columns = Columns()
+    labels: dict[str, Label] = Field(
+        {"0": "ethical", "1": "unethical", "ethical": "ethical", "unethical": "unethical"},
+        description="label values of the file and what they mean",
+    )
+    cross: bool = Field(True, description="also test on ETHOS (or the sample comments)")
+    repair_encoding: bool = Field(True, description="mend the test file's double encoding")
+
+
+class Prompt(Section):
+    """How a statement is put to the model."""
+
+    template: Literal["plain", "chat", "dfar-llama", "dfar-mistral"] = Field(
+        "plain", description="wording of the question; the last two are the authors'"
+    )
+    target: Literal["label", "label-reason", "reason-label"] = Field(
+        "label", description="what a model learns to answer, and in which order"
+    )
+    literal_bos: bool = Field(False, description="write <s> into the text (Mistral notebooks)")
+
+
+class Evaluation(config.Evaluation):
+    """Scoring and generating."""
+
+    max_new_tokens: int = Field(64, ge=1, description="of a generated text")
+    temperature: float = Field(0.0, ge=0, description="of written answers; 0 is greedy")
+    generate: bool = Field(True, description="false: log-probabilities only")
+    limit_generate: int | None = Field(None, ge=0, description="write answers for this many items")
+
+
+class Baselines(config.Encoder):
+    """Classifiers, the encoder and the learned judge."""
+
+    folds: int = Field(10, ge=2, description="folds of the ETHOS protocol")
+    judge_epochs: int = Field(3, ge=1, description="passes of the judge over its pairs")
+    judge_rows: int | None = Field(None, ge=8, description="training statements for the judge")
+
+
+class Run(config.Run):
+    """One run of the reasons study."""
+
+    data: Data = Data()
+    prompt: Prompt = Prompt()
+    evaluation: Evaluation = Evaluation()
+    baselines: Baselines = Baselines()

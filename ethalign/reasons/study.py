@@ -1,0 +1,86 @@
+"""The reasons study: what it consists of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ethalign.reasons import baselines, claims, data, evaluate, finetune
+from ethalign.reasons.data import JUSTICE
+from ethalign.reasons.evaluate import Rows
+from ethalign.reasons.settings import Run
+from ethalign.study import Stage, Study
+
+_TRAIN = "source train columns labels limit_train repair_encoding shuffle_labels"
+
+
+def preflight(run: Run) -> None:
+    """Refuse tables that are missing or off their schema."""
+    data.splits(run)
+
+
+def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
+    """Rows of ``metrics.json`` from the records in a folder."""
+    rows = baselines.measure if run.variant == "baselines" else evaluate.measure
+    return rows(run, folder, before)
+
+
+STUDY = Study(
+    name="reasons",
+    title="Beyond Labels",
+    run=Run,
+    stages=(
+        Stage(
+            "explore",
+            reads=("data", "tuning.rows"),
+            files=lambda run: data.files(run.data, "train", "test", "cross", *JUSTICE),
+            variant="baselines",
+        ),
+        Stage(
+            "baselines",
+            reads=("data", "tuning.rows", "baselines", "evaluation.bootstrap"),
+            compute=baselines.compute,
+            files=lambda run: data.files(run.data, "train", "test", "cross", *JUSTICE),
+            models=("baselines.encoder",),
+            variant="baselines",
+            outputs=("predictions.jsonl", "checks.jsonl", "judge", "judge.json", "metrics.json"),
+        ),
+        Stage(
+            "finetune",
+            reads=(*(f"data.{key}" for key in _TRAIN.split()), "model", "prompt", "tuning"),
+            compute=finetune.compute,
+            files=lambda run: data.files(run.data, "train"),
+            models=("model.id",),
+            needs="tuning.enabled",
+            outputs=("adapter", "train_log.jsonl", "answers.jsonl"),
+            scratch=("checkpoint",),
+        ),
+        Stage(
+            "evaluate",
+            reads=("data", "model", "prompt", "evaluation", "tuning.rows", "baselines.encoder"),
+            compute=evaluate.compute,
+            files=lambda run: data.files(run.data, "train", "test", "cross"),
+            models=("model.id", "baselines.encoder"),
+            follows=("finetune", "baselines"),
+            outputs=("predictions.jsonl", "judgements.jsonl", "metrics.json"),
+        ),
+        Stage(
+            "results",
+            reads=("data.source", "data.test"),
+            variant="baselines",
+            follows=("baselines", "evaluate"),
+        ),
+    ),
+    sources=data.SOURCES,
+    datasets=data.DATASETS,
+    preflight=preflight,
+    order=(
+        *(*baselines.NAMES, "encoder", "shuffled-words"),
+        *("pretrained", "shuffled", "L", "LR", "R-then-L"),
+    ),
+    before={"L": "pretrained", "LR": "L"},
+    main="dfar",
+    texts=("generated", "reason", "statement", "prompt", "completion", "answer"),
+    claims=claims.verdicts,
+    measure=measure,
+    facts=claims.facts,
+)

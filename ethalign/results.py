@@ -1,0 +1,294 @@
+"""The committed reference results: published, read, compared with the papers, verified."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from ethalign import code, config, metrics, records, sources, study
+from ethalign.config import ROOT, UserError
+from ethalign.study import Job
+
+RESULTS = ROOT / "results"
+COLUMNS = [*records.COLUMNS, "model", "seed"]
+# Records are compared with what is computed anew to the last digit that is written.
+TOLERANCE = 1.01e-6
+# Of a run folder only these are published, without the study's fields of text.
+FILES = ("config.yaml", "run.json", "train_log.jsonl")
+
+
+def publish(job: Job) -> Path:
+    """Copy a finished run's small records to ``results/``, without any text.
+
+    Raises:
+        UserError: the run is not there, not complete or not up to date.
+    """
+    if job.state() != "keep":
+        raise UserError(f"{job.where} holds no complete run; finish it with `{job.command}`.")
+    target = job._replace(runs=RESULTS).where
+    names = {*FILES, *(n for s in job.study.stages for n in s.outputs)} - {"run.json"}
+    for path in sorted(job.where / name for name in names):
+        if path.suffix == ".jsonl":
+            kept = [_bare(job.study.texts, row) for row in records.read_rows(path)]
+            if kept:
+                lines = "".join(json.dumps(row) + "\n" for row in kept)
+                records.write(target / path.name, lines)
+        elif path.suffix in (".json", ".yaml") and path.is_file():
+            records.write(target / path.name, yaml.safe_load(path.read_text(encoding="utf-8")))
+    record = json.loads((job.where / "run.json").read_text())
+    found = {p.name: sources.sha256(p) for p in sorted(target.iterdir()) if p.name != "run.json"}
+    records.write(target / "run.json", {**record, "published": found})
+    return target
+
+
+def _bare(texts: Sequence[str], row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in texts}
+
+
+def rows(home: Path) -> pd.DataFrame:
+    """Metrics of every run below ``<study>/<scale>``, with ``model`` and ``seed`` added."""
+    paths = sorted(home.glob("*/*/*/metrics.json"))
+    tables = [
+        records.metrics([p]).assign(model=p.parents[2].name, seed=int(p.parent.name))
+        for p in paths
+    ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
+
+
+def published(name: str, scale: str = "small") -> pd.DataFrame:
+    """``rows`` of a study's committed reference runs."""
+    return rows(RESULTS / name / scale)
+
+
+def together(job: Job, scale: str = "small") -> pd.DataFrame:
+    """The rows of a user's runs beside the reference, told apart by a column ``run``."""
+    both = [rows(home).assign(run=name) for name, home in homes(job, scale).items()]
+    return pd.concat(both, ignore_index=True)
+
+
+def homes(job: Job, scale: str = "small") -> dict[str, Path]:
+    """The folders ``<study>/<scale>`` of this run and of the reference, by name."""
+    return {"this run": job.home, "reference": RESULTS / job.study.name / scale}
+
+
+def predictions(home: Path, seed: int) -> dict[str, dict[str, pd.DataFrame]]:
+    """Rows of ``predictions.jsonl`` by model and variant, of all runs with a seed."""
+    found: dict[str, dict[str, pd.DataFrame]] = {}
+    for path in sorted(home.glob(f"*/*/{seed}/predictions.jsonl")):
+        model, variant = path.parts[-4:-2]
+        found.setdefault(model, {})[variant] = pd.DataFrame(records.read_rows(path))
+    return found
+
+
+def reported(name: str, path: str | None = None) -> pd.DataFrame:
+    """The papers' printed figures of a study, or a user's own in the same form.
+
+    Args:
+        name: of the study; its figures are in ``configs/<study>/reported.yaml``.
+        path: YAML file of one's own to read instead.
+
+    Returns:
+        Columns ``row, variant, dataset, metric, value, n, source, unit``; shares in [0, 1].
+
+    Raises:
+        UserError: a row without one of the first five.
+    """
+    wanted = ["row", "variant", "dataset", "metric", "value"]
+    own = ROOT / path if path else ROOT / "configs" / name / "reported.yaml"
+    if not path and not own.is_file():
+        return pd.DataFrame(columns=[*wanted, "n", "source", "unit"])
+    table = pd.DataFrame(
+        [{"unit": "share", "n": None, "source": "", **r} for r in config.read_yaml(own)["figures"]]
+    )
+    if missing := [key for key in wanted if key not in table or table[key].isna().any()]:
+        raise UserError(f"{own}: every figure needs {', '.join(wanted)}; {missing[0]} is missing.")
+    return table
+
+
+def compare(
+    name: str, ours: pd.DataFrame, stratum: str = "all", path: str | None = None
+) -> pd.DataFrame:
+    """Reported and reproduced, a row per printed figure and model of ours.
+
+    Verdicts: ``agrees`` (the printed value lies in our interval), ``direction holds`` (it does
+    not, but the step from the variant before it goes the same way as in the paper; whether it
+    is more than chance is tested apart), ``differs``, ``not run``. The interval covers sampling
+    of test items only, so for another model ``agrees`` is not to be expected.
+
+    Args:
+        name: of the study.
+        ours: rows as of ``rows``; of several seeds the first counts.
+        stratum: which of our strata to set against the printed figure.
+        path: printed figures of one's own, see ``reported``.
+    """
+    keys = ["variant", "dataset", "metric"]
+    mine = ours[ours["stratum"] == stratum].sort_values("seed")
+    mine = mine.drop_duplicates([*keys, "model"])[[*keys, "model", "value", "low", "high", "n"]]
+    both = reported(name, path).merge(mine, on=keys, how="left", suffixes=("_reported", ""))
+    numbers = both[["value", "low", "high"]].astype(float)
+    inside = both["value_reported"].between(numbers["low"] - 0.0005, numbers["high"] + 0.0005)
+    both["verdict"] = inside.map({True: "agrees", False: "differs"})
+    both.loc[~inside & _same_step(both, name), "verdict"] = "direction holds"
+    both.loc[numbers["value"].isna(), "verdict"] = "not run"
+    both["model"] = both["model"].fillna("")
+    return both
+
+
+def _same_step(both: pd.DataFrame, name: str) -> pd.Series[bool]:
+    """Do the printed and our value differ from those of the variant before in the same sense?"""
+    before = both["variant"].map(dict(study.find(name).before))
+    paper_model = both["row"].str.split(",").str[0]
+    keys = [paper_model, both["dataset"], both["metric"], both["model"].fillna("")]
+    steps = {}
+    for column in ("value_reported", "value"):
+        known = both[column].astype(float).groupby([*keys, both["variant"]]).first()
+        wanted = pd.MultiIndex.from_arrays([*keys, before])
+        steps[column] = both[column].astype(float) - known.reindex(wanted).to_numpy()
+    return steps["value_reported"] * steps["value"] > 0
+
+
+def verify() -> Iterator[tuple[str, list[str], list[str]]]:
+    """Check every committed result: (folder, problems, remarks).
+
+    A result matches when its files are those that were published, its settings are what
+    ``configs/`` resolves to today, its data files have the checksums of today's sources, and
+    every row of its metrics follows from its records by today's code. That code has changed since
+    a stage was made is a remark.
+    """
+    for path in sorted(RESULTS.glob("*/*/*/*/*/run.json")):
+        folder = path.parent
+        try:
+            job, record = _resolved(folder), json.loads(path.read_text())
+            problems = [*_file_problems(folder, record), *_setting_problems(folder, job, record)]
+            problems += _data_problems(job, record)
+            wrong, remarks = _metric_problems(folder, job)
+            problems += wrong
+            remarks += _code_remarks(job, record)
+        except (UserError, ValueError, KeyError, TypeError, OSError) as error:
+            problems, remarks = [f"it cannot be read ({error})"], []
+        yield str(folder.relative_to(ROOT)), problems, remarks
+
+
+def _resolved(folder: Path) -> Job:
+    """The evaluating job of a published folder, from what its record says was set."""
+    record = json.loads((folder / "run.json").read_text())
+    owner = study.find(record["study"])
+    last = list(record["stages"])[-1]
+    variant, scale, seed = (record[key] for key in ("variant", "scale", "seed"))
+    return study.job(owner.name, last, variant, scale, seed, record.get("set", {}), RESULTS)
+
+
+def _file_problems(folder: Path, record: dict[str, Any]) -> Iterator[str]:
+    noted = record["published"]
+    there = {p.name for p in folder.iterdir()} - {"run.json"}
+    for name in sorted(there | {*noted}):
+        if name not in noted or name not in there:
+            yield f"{name} is {'missing' if name in noted else 'not of this record'}"
+        elif sources.sha256(folder / name) != noted[name]:
+            yield f"{name} is not as it was published"
+
+
+def _setting_problems(folder: Path, job: Job, record: dict[str, Any]) -> Iterator[str]:
+    """Settings that the recorded stages read, then and today."""
+    stages = [study.stage_of(job.study, name) for name in record["stages"]]
+    read = [key for stage in stages for key in stage.reads]
+    kept = yaml.safe_load((folder / "config.yaml").read_text())
+    today = job.run.model_dump(mode="json")
+    if job.where != folder:
+        yield f"it belongs into {job.where.relative_to(ROOT)}"
+    for key, _, default, _ in config.parameters(job.study.run):
+        if any(f"{key}.".startswith(f"{k}.") for k in read):
+            # A parameter that came later and has its default changes nothing.
+            was, now = (_at(tree, key, default) for tree in (kept, today))
+            if was != now:
+                yield f"{key} was {was!r} and is now {now!r}"
+
+
+def _at(tree: dict[str, Any], key: str, default: Any) -> Any:
+    node: Any = tree
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return default
+        node = node[part]
+    return node
+
+
+def _data_problems(job: Job, record: dict[str, Any]) -> Iterator[str]:
+    known = {source.sha256 for source in job.study.sources.values()}
+    # Files that came from elsewhere (own ones, those of the project) are hashed where they are.
+    shipped = {sources.sha256(p) for p in (ROOT / "data" / "samples").iterdir() if p.is_file()}
+    for name, stage in record["stages"].items():
+        for data, found in stage.get("data", {}).items():
+            if found not in known | shipped:
+                yield f"{data}, which {name} read, is not today's file"
+
+
+def _metric_problems(folder: Path, job: Job) -> tuple[list[str], list[str]]:
+    """Rows that do not follow from the records, and rows that cannot be computed from them."""
+    keys = ("variant", "dataset", "stratum", "metric")
+    kept = {
+        tuple(row[k] for k in keys): row
+        for row in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    }
+    if job.study.measure is None:
+        return [], ["its study does not say how metrics follow from records"]
+    before = {name: other.where for name, other in job.before().items()}
+    found = {
+        tuple(row[k] for k in keys): row for row in job.study.measure(job.given, folder, before)
+    }
+    wrong = [
+        f"{row['metric']} of {row['variant']} on {row['dataset']} ({row['stratum']}) does not"
+        " follow from its records"
+        for key, row in kept.items()
+        if key in found and not _same(row, found[key])
+    ]
+    wrong += [f"{' '.join(map(str, key))} is missing" for key in found if key not in kept]
+    rest = [key for key in kept if key not in found]
+    names = ", ".join(dict.fromkeys(str(key[-1]) for key in rest))
+    return wrong, [f"{len(rest)} rows cannot follow from what is kept: {names}"] if rest else []
+
+
+def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    if {k: first[k] for k in ("study", "n", "unit")} != {
+        k: second[k] for k in ("study", "n", "unit")
+    }:
+        return False
+    pairs = [(first[k], second[k]) for k in ("value", "low", "high")]
+    return all(
+        a == b or (None not in (a, b) and math.isclose(a, b, rel_tol=0, abs_tol=TOLERANCE))
+        for a, b in pairs
+    )
+
+
+def _code_remarks(job: Job, record: dict[str, Any]) -> Iterator[str]:
+    for name, stage in record["stages"].items():
+        compute = study.stage_of(job.study, name).compute
+        now = code.reach(compute) if compute else {}
+        was = stage.get("code")
+        if was is None:
+            yield f"{name} was made before code was recorded"
+        elif changed := sorted(m for m in {*now, *was} if now.get(m) != was.get(m)):
+            yield f"{name} was made by older code; changed since: {', '.join(changed)}"
+
+
+def table(shown: pd.DataFrame) -> str:
+    """``compare`` as lines of text for a terminal."""
+    heads = ("paper", "data", "metric", "paper", "model", "ours", "95 % interval", "verdict")
+    lines: list[tuple[str, ...]] = [heads]
+    for row in shown.to_dict("records"):
+        numbers = [row[key] for key in ("value_reported", "value", "low", "high")]
+        told, ours, low, high = ("-" if x != x else metrics.shown(x, row["unit"]) for x in numbers)
+        span = "" if low == "-" else f"{low} to {high}"
+        names = (str(row[key]) for key in ("row", "dataset", "metric"))
+        lines.append((*names, told, str(row["model"]), ours, span, str(row["verdict"])))
+    wide = [max(len(line[k]) for line in lines) for k in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,412 @@
+"""What a study is, and what a stage of it depends on.
+
+A study is a folder of the package with a module ``study`` that declares ``STUDY``. Everything
+shared (pipeline, results, book, command line) asks that declaration and knows no study by name.
+One truth about dependence: a stage is given only the settings that it declares, and its
+fingerprint covers those settings, its data, its models, the code that computes it and the
+fingerprints of the stages before it. From that alone follows whether it is kept, resumed or
+started anew; Snakemake asks the same function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pandas as pd
+
+from ethalign import code, config, models, records, sources
+from ethalign.config import ROOT, Run, UserError, digest
+
+Rows = list[dict[str, Any]]
+State = Literal["keep", "measure", "resume", "anew"]
+METRICS = "metrics.json"
+
+
+class Stage(NamedTuple):
+    """One step of a study, told in the notebook of the same name.
+
+    ``reads`` are the settings that it is given, as dotted keys or whole blocks; reading another
+    raises. ``compute(run, where, before)`` does the work: it writes ``outputs`` into the folder
+    ``where``, goes on from what it finds there, reads earlier stages in the folders ``before``
+    (by their names in ``follows``), and returns facts for ``run.json``. Metrics are made from
+    these files afterwards, by the study's ``measure``. Without ``compute`` the stage is a page,
+    made once for all variants.
+    """
+
+    name: str
+    reads: tuple[str, ...] = ()
+    compute: Callable[[Any, Path, dict[str, Path]], dict[str, Any]] | None = None
+    #: Settings of how it works (pace, guards) that it is given but its result does not follow from.
+    handles: tuple[str, ...] = ()
+    #: Data files by name, found from the settings that the stage is given.
+    files: Callable[[Any], Mapping[str, Path]] = lambda run: {}
+    #: Keys of the settings that name models; the first is the run folder's coordinate.
+    models: tuple[str, ...] = ()
+    #: The only variant that has this stage; None for every variant that is not one of these.
+    variant: str | None = None
+    #: A setting that must be true for a variant to have this stage.
+    needs: str = ""
+    #: Earlier stages: ``finetune`` of the same variant, ``evaluate:unaligned`` of a fixed one.
+    follows: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    #: Files that exist only while the stage is at work.
+    scratch: tuple[str, ...] = ()
+    #: Use every processor core, since all else waits for this stage.
+    alone: bool = False
+
+
+class Study(NamedTuple):
+    """The contract of a study."""
+
+    name: str
+    title: str
+    run: type[Run]
+    stages: tuple[Stage, ...]
+    #: Official files by name, and the loaders of data sets by name (see ``data.load``).
+    sources: Mapping[str, sources.Source] = {}
+    datasets: Mapping[str, Callable[..., pd.DataFrame]] = {}
+    #: Refuses what can be refused before anything is loaded; here: on this machine.
+    preflight: Callable[[Any], None] = lambda run: None
+    #: Variants and other predictors in the order of tables and figures.
+    order: tuple[str, ...] = ()
+    #: Variant to the one that a paper's step starts from.
+    before: Mapping[str, str] = {}
+    #: The data set that prose speaks of.
+    main: str = ""
+    #: Fields of records that hold words of a data set or a model; never published.
+    texts: tuple[str, ...] = ()
+    #: The paper's claims tested on homes of runs by name and a seed (``claims.VERDICTS``).
+    claims: Callable[[Mapping[str, Path], int], pd.DataFrame] | None = None
+    #: Rows of metrics.json from the records in a run folder and those before it, with or without
+    #: their texts; the same function makes and verifies them.
+    measure: Callable[[Any, Path, dict[str, Path]], Rows] | None = None
+    #: Further numbers that prose quotes, from the reference rows and the folder of results.
+    facts: Callable[[pd.DataFrame, Path], dict[str, Any]] = lambda reference, home: {}
+
+
+def find(name: str) -> Study:
+    """A study by its name.
+
+    Raises:
+        UserError: an unknown one; names the nearest.
+    """
+    config.choose("study", name, config.studies())
+    found: Study = importlib.import_module(f"ethalign.{name}.study").STUDY
+    return found
+
+
+def everything() -> list[Study]:
+    """All studies."""
+    return [find(name) for name in config.studies()]
+
+
+class Job(NamedTuple):
+    """One stage of one run: what is done, with which settings, and where its files lie."""
+
+    study: Study
+    stage: Stage
+    run: Run
+    runs: Path
+    seeds: tuple[int, ...]
+    overrides: Mapping[str, Any]
+
+    @property
+    def given(self) -> Any:
+        """The run as the stage may read it."""
+        keys = (*self.stage.reads, *self.stage.handles)
+        return self.run.give(f"{self.study.name}/{self.stage.name}", keys)
+
+    @property
+    def home(self) -> Path:
+        """``<runs>/<study>/<scale>``."""
+        return self.runs / self.study.name / self.run.scale
+
+    @property
+    def where(self) -> Path:
+        """The run folder, ``<study>/<scale>/<model>/<variant>/<seed>``; of a page the home."""
+        if not self.stage.compute:
+            return self.home
+        return (
+            self.home / model_folder(self.run, self.stage) / self.run.variant / str(self.run.seed)
+        )
+
+    @property
+    def page(self) -> Path:
+        """Where the executed notebook goes."""
+        return self.where / f"{self.stage.name}.ipynb"
+
+    @property
+    def command(self) -> str:
+        """The command that runs this stage, and what it needs, by itself."""
+        parts = ["ethalign", "run", self.study.name, "--stage", self.stage.name]
+        parts += ["--scale", self.run.scale]
+        if self.stage.compute:
+            parts += ["--variant", self.run.variant, "--seed", str(self.run.seed)]
+        if self.runs != ROOT / "runs":
+            parts += ["--runs", str(self.runs)]
+        if self.overrides:
+            parts += ["--set", *(f"{k}={json.dumps(v)}" for k, v in self.overrides.items())]
+        return shlex.join(parts)
+
+    def before(self) -> dict[str, Job]:
+        """The jobs whose files this one reads, by name (see ``Stage.follows``)."""
+        found = {}
+        for name in self.stage.follows:
+            stage, _, fixed = name.partition(":")
+            for variant, seed in self._others(stage_of(self.study, stage), fixed):
+                key = name if self.stage.compute else f"{stage}:{variant}:{seed}"
+                with contextlib.suppress(LookupError):
+                    found[key] = _job(
+                        self.study, stage, variant, self.run.scale, seed, self.overrides, self.runs
+                    )
+        own = (self.stage.name, self.run.variant)
+        return {k: j for k, j in found.items() if (j.stage.name, j.run.variant) != own}
+
+    def _others(self, stage: Stage, fixed: str) -> list[tuple[str, int]]:
+        if self.stage.compute:
+            return [(stage.variant or fixed or self.run.variant, self.run.seed)]
+        names = [stage.variant] if stage.variant else variants(self.study)
+        return [(name, seed) for name in names for seed in self.seeds]
+
+    def depends(self) -> dict[str, Any]:
+        """Everything that the stage's result follows from, as JSON."""
+        run = self.run
+        return {
+            "run": [run.study, run.variant, run.seed],
+            "settings": digest(run.values(self.stage.reads)),
+            "data": {k: sources.sha256(p) for k, p in self.stage.files(self.given).items()},
+            "models": {
+                key: models.identity(name, run.seed)
+                for key, name in run.values(self.stage.models).items()
+                if name
+            },
+            "code": code.reach(self.stage.compute) if self.stage.compute else {},
+            "before": {name: job.fingerprint() for name, job in self.before().items()},
+        }
+
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the SHA-256 over ``depends``."""
+        return digest(self.depends())
+
+    def state(self) -> State:
+        """Keep what is there, only measure it again, resume it, or start anew."""
+        facts = records.stages(self.where).get(self.stage.name, {})
+        if facts.get("fingerprint") != self.fingerprint():
+            return "anew"
+        if facts.get("status") != "complete":
+            return "resume"
+        if facts.get("outputs") != self._hashes():
+            return "anew"
+        return "keep" if facts.get("measured") == self._measured() else "measure"
+
+    def _hashes(self) -> dict[str, str]:
+        """Hash of every output that is there, but for metrics, which follow from the others."""
+        paths = [self.where / name for name in self.stage.outputs if name != METRICS]
+        return {p.name: sources.sha256(p) for p in paths if p.exists()}
+
+    def _measured(self) -> dict[str, str]:
+        """Hash of the metrics that are there, and of the code that makes them today."""
+        path = self.where / METRICS
+        if METRICS not in self.stage.outputs or self.study.measure is None:
+            return {}
+        found = sources.sha256(path) if path.is_file() else ""
+        return {METRICS: found, "code": digest(code.reach(self.study.measure))}
+
+    def require(self, *, make: bool = False) -> None:
+        """Refuse to go on without complete files of earlier stages, or make them.
+
+        Raises:
+            UserError: they are missing or out of date; names the command that makes them.
+        """
+        for job in self.before().values():
+            if job.stage.compute and job.state() != "keep":
+                if not make:
+                    kind = "is out of date" if records.stages(job.where) else "is missing"
+                    raise UserError(
+                        f"{_short(job.where)} {kind}; make it with `{job.command}`, or have this"
+                        " notebook make it (with_inputs=True)."
+                    )
+                job.compute(make=True)
+
+    def compute(self, *, make: bool = False) -> State:
+        """Bring the stage's files up to date; a complete and unchanged stage returns at once.
+
+        Args:
+            make: also compute the earlier stages that are missing or out of date.
+
+        Returns:
+            What was found: ``keep``, ``measure``, ``resume`` or ``anew``.
+        """
+        assert self.stage.compute is not None
+        state = self.state()
+        if state == "keep":
+            return state
+        self.require(make=make)
+        if state == "anew":
+            for name in (*self.stage.outputs, *self.stage.scratch):
+                _remove(self.where / name)
+        before = {name: job.where for name, job in self.before().items()}
+        note = self._note() if state != "measure" else records.stages(self.where)[self.stage.name]
+        with records.stage(self.run, self.where, self.stage.name, note, self.overrides) as facts:
+            if state != "measure":
+                facts |= self.stage.compute(self.given, self.where, before)
+                facts["outputs"] = self._hashes()
+            if METRICS in self.stage.outputs and self.study.measure is not None:
+                rows = self.study.measure(self.given, self.where, before)
+                records.write(self.where / METRICS, rows)
+            facts["measured"] = self._measured()
+        return state
+
+    def _note(self) -> dict[str, Any]:
+        depends = self.depends()
+        return {"fingerprint": digest(depends)} | {
+            key: depends[key] for key in ("settings", "data", "code", "before")
+        }
+
+
+def job(
+    study: str,
+    stage: str,
+    variant: str | None = None,
+    scale: str = "tiny",
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    runs: str | Path = "runs",
+    seeds: Sequence[int] = (),
+) -> Job:
+    """A stage of a run, resolved; what a notebook begins with.
+
+    Args:
+        study, stage: by name.
+        variant: for stages that every variant has; others have one of their own.
+        scale, seed, overrides: as for ``config.load``.
+        runs: folder for runs; a relative one belongs to the project, not to the working folder.
+        seeds: of a page that shows several; the first is that of its run.
+
+    Raises:
+        UserError: an unknown name, or a stage that the variant does not have.
+    """
+    try:
+        found = _job(find(study), stage, variant, scale, seed, overrides or {}, runs)
+    except LookupError as error:
+        raise UserError(str(error.args[0])) from None
+    return found._replace(seeds=tuple(seeds) or (seed,))
+
+
+def _job(
+    study: Study,
+    stage: str,
+    variant: str | None,
+    scale: str,
+    seed: int,
+    overrides: Mapping[str, Any],
+    runs: str | Path,
+) -> Job:
+    step = stage_of(study, stage)
+    # A page reads what its first variant is set to, since it shows all of them.
+    name = step.variant or variant or (None if step.compute else variants(study)[0])
+    if name is None:
+        raise LookupError(f"stage {stage} needs a variant: {', '.join(variants(study))}.")
+    run = config.load(study.name, name, scale, seed, overrides)
+    if step.needs and not all(run.values([step.needs]).values()):
+        raise LookupError(f"variant {name} has no stage {stage} ({step.needs} is false).")
+    return Job(study, step, run, ROOT / runs, (seed,), overrides)
+
+
+def stage_of(study: Study, name: str) -> Stage:
+    """A stage of a study by its name."""
+    config.choose("stage", name, [stage.name for stage in study.stages])
+    return next(stage for stage in study.stages if stage.name == name)
+
+
+def variants(study: Study) -> list[str]:
+    """Variants in the study's order, without those that are stages of their own."""
+    own = {stage.variant for stage in study.stages}
+    names = [name for name in config.variants(study.name) if name not in own]
+    return sorted(names, key=lambda n: (study.order.index(n) if n in study.order else 99, n))
+
+
+def plan(
+    study: str,
+    only: Sequence[str] = (),
+    scale: str = "tiny",
+    seeds: Sequence[int] = (0,),
+    overrides: Mapping[str, Any] | None = None,
+    runs: str | Path = "runs",
+    stage: str | None = None,
+) -> list[Job]:
+    """Every job of a study, or of some variants, or those that one stage needs, in order.
+
+    Raises:
+        UserError: as ``job``.
+    """
+    owner = find(study)
+    for name in only:
+        config.choose("variant", name, config.variants(study))
+    jobs = list(_jobs(owner, only, scale, seeds, overrides or {}, runs))
+    if stage:
+        wanted = [j for j in jobs if j.stage is stage_of(owner, stage)]
+        if not wanted:
+            raise UserError(f"stage {stage} has no such variant.")
+        pages = {j.page for j in wanted} | {b.page for j in wanted for b in _all_before(j)}
+        jobs = [j for j in jobs if j.page in pages]
+    return jobs
+
+
+def _jobs(
+    study: Study,
+    only: Sequence[str],
+    scale: str,
+    seeds: Sequence[int],
+    overrides: Mapping[str, Any],
+    runs: str | Path,
+) -> Iterator[Job]:
+    chosen: dict[Path, Job] = {}
+    for stage in study.stages:
+        page = stage.compute is None
+        if page and only:
+            continue
+        names = [stage.variant] if stage.variant else variants(study)[: 1 if page else None]
+        for name in (n for n in names if n in only or not only):
+            for seed in seeds[:1] if page else seeds:
+                with contextlib.suppress(LookupError):
+                    found = _job(study, stage.name, name, scale, seed, overrides, runs)
+                    found = found._replace(seeds=tuple(seeds) if page else (seed,))
+                    chosen |= {b.page: b for b in _all_before(found)} | {found.page: found}
+    yield from chosen.values()
+
+
+def _all_before(job: Job) -> Iterator[Job]:
+    for other in job.before().values():
+        yield from _all_before(other)
+        yield other
+
+
+def model_folder(run: Run, stage: Stage) -> str:
+    """A model id as the name of a folder; local models by folder name and a hash of the path."""
+    name = str(next(iter(run.values(stage.models[:1]).values()), "none"))
+    folder = Path(name)
+    if name not in models.PACKAGED and folder.is_dir():
+        tail = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
+        name = f"{folder.resolve().name}-{tail}"
+    return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "none"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
