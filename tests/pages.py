@@ -2,25 +2,25 @@
 
 ``static``: no page, style sheet or first-party script names a resource on another host.
 ``browser``: every page is opened in headless Chromium at a phone's and a desktop's width; each
-request must go to a file of the book, none may fail, no script may raise, and no page may scroll
-sideways. Needs tornado (it comes with Jupyter) and nothing else.
+request must go to a file of the book, none may fail, no script may raise or log an error, and no
+page may scroll sideways. Playwright drives the Chromium of the machine and downloads none.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import re
 import shutil
-import socket
-import subprocess
-import tempfile
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlencode
 
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Request, sync_playwright
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+# The theme logs this on a first visit, as an error, where _config.yml names no default mode.
+FIRST_VISIT = "Got invalid theme mode: . Resetting to auto."
 REMOTE = re.compile(r"^\s*(?:https?:|wss?:|ftp:)?//", re.IGNORECASE)
 # Attributes that load something by themselves; <a href> does not.
 TAGS = re.compile(
@@ -76,101 +76,81 @@ def _styles(text: str) -> Iterator[str]:
         yield from filter(REMOTE.match, pair)
 
 
-async def browser(html: Path, widths: tuple[int, ...] = (390, 1280)) -> list[str]:
-    """What went wrong while a browser opened every page; empty if nothing did."""
-    from tornado.websocket import websocket_connect
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [chromium() or "chromium", "--headless", "--no-sandbox", "--disable-gpu"]
-        command += ["--disable-background-networking", "--disable-dev-shm-usage"]
-        command += [f"--remote-debugging-port={port}", f"--user-data-dir={profile}", "about:blank"]
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            page = await websocket_connect(await _address(port), max_message_size=1 << 28)
-            return await _visit(page, pages(html), html.resolve(), widths)
-        finally:
-            child.terminate()
-            child.wait(timeout=20)
-
-
 def chromium() -> str | None:
     """A Chromium or Chrome on this machine."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return next((path for path in map(shutil.which, names) if path), None)
+    return next(filter(None, map(shutil.which, CHROMIUM)), None)
 
 
-async def _address(port: int) -> str:
-    for _ in range(100):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=5) as answer:
-                targets = json.load(answer)
-                return next(t["webSocketDebuggerUrl"] for t in targets if t["type"] == "page")
-        except (OSError, StopIteration):
-            await asyncio.sleep(0.2)
-    raise RuntimeError("Chromium did not start")
-
-
-async def _visit(page: Any, paths: list[Path], root: Path, widths: tuple[int, ...]) -> list[str]:
+def browser(html: Path, widths: tuple[int, ...] = (390, 1280)) -> list[str]:
+    """What went wrong while a browser opened every page; empty if nothing did."""
+    html = html.resolve()
     found: list[str] = []
-    number = 0
-
-    async def call(method: str, **parameters: Any) -> dict[str, Any]:
-        """Send one command; requests and errors that are reported meanwhile are noted."""
-        nonlocal number
-        number += 1
-        await page.write_message(
-            json.dumps({"id": number, "method": method, "params": parameters})
-        )
-        while True:
-            message = json.loads(await asyncio.wait_for(page.read_message(), 60))
-            if message.get("id") == number:
-                return dict(message.get("result", {}))
-            note(message)
-
-    def note(message: dict[str, Any]) -> None:
-        method, data = message.get("method"), message.get("params", {})
-        if method == "Network.requestWillBeSent":
-            url = data["request"]["url"]
-            if not url.startswith(("data:", "blob:", "about:", root.as_uri())):
-                found.append(f"{here}: requests {url[:200]}")
-        elif method == "Network.webSocketCreated":
-            found.append(f"{here}: opens a socket to {data['url']}")
-        elif method == "Network.loadingFailed" and not data.get("canceled"):
-            found.append(f"{here}: a {data['type'].lower()} fails with {data['errorText']}")
-        elif method == "Runtime.exceptionThrown":
-            details = data["exceptionDetails"]
-            what = details.get("exception", {}).get("description", details["text"])
-            found.append(f"{here}: script error {what[:200]}")
-
-    here = ""
-    for domain in ("Network", "Page", "Runtime"):
-        await call(f"{domain}.enable")
-    await call("Network.setCacheDisabled", cacheDisabled=True)
-    # Scrolled to the end, so that what is loaded late is loaded too; then left alone for a while.
-    probe = """new Promise(done => { const go = () => { window.scrollTo(0, 1e7);
-        setTimeout(() => { const e = document.documentElement;
-            done(JSON.stringify([e.scrollWidth - e.clientWidth,
-                [...document.querySelectorAll('math')].length])) }, 400) };
-        document.readyState == 'complete' ? go() : addEventListener('load', go) })"""
-    for path in paths:
+    with _browser() as chrome:
         for width in widths:
-            here = f"{path.relative_to(root)} at {width} px"
-            await call(
-                "Emulation.setDeviceMetricsOverride",
-                width=width,
-                height=900,
-                deviceScaleFactor=1,
-                mobile=width < 600,
+            context = chrome.new_context(
+                viewport={"width": width, "height": 900},
+                device_scale_factor=1,
+                is_mobile=width < 600,
+                offline=True,
             )
-            await call("Page.navigate", url=path.resolve().as_uri())
-            await asyncio.sleep(0.1)
-            answer = await call(
-                "Runtime.evaluate", expression=probe, awaitPromise=True, returnByValue=True
-            )
-            wider, _ = json.loads(answer["result"]["value"])
-            if wider > 1:
-                found.append(f"{here}: scrolls sideways by {wider} px")
+            for path in pages(html):
+                here = f"{path.relative_to(html)} at {width} px"
+                found += (f"{here}: {what}" for what in _visit(context, path, html))
+            context.close()
+    return found
+
+
+def search(html: Path, words: str) -> list[str]:
+    """The titles that the book's own search lists for ``words``."""
+    with _browser() as chrome:
+        page = chrome.new_page(offline=True)
+        page.goto(f"{(html.resolve() / 'search.html').as_uri()}?{urlencode({'q': words})}")
+        page.get_by_text("Search finished").or_(page.get_by_text("did not match")).wait_for()
+        return page.locator("#search-results li > a").all_inner_texts()
+
+
+@contextmanager
+def _browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(
+            executable_path=chromium() or CHROMIUM[0],
+            headless=True,
+            args=FLAGS,
+            # A reader's desktop has a scrollbar, and what is as wide as the window is too wide.
+            ignore_default_args=["--hide-scrollbars"],
+        )
+
+
+def _visit(context: BrowserContext, path: Path, root: Path) -> list[str]:
+    """What goes wrong on one page."""
+    found: list[str] = []
+    inside = ("data:", "blob:", "about:", f"{root.as_uri()}/")
+
+    def requested(request: Request) -> None:
+        if not request.url.startswith(inside):
+            found.append(f"requests {request.url[:200]}")
+
+    def failed(request: Request) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the page itself no longer wanted it
+            found.append(f"a {request.resource_type} fails with {request.failure}")
+
+    def said(message: ConsoleMessage) -> None:
+        if message.type == "error" and message.text != FIRST_VISIT:
+            found.append(f"console error {message.text[:200]}")
+
+    page = context.new_page()
+    page.on("request", requested)
+    page.on("requestfailed", failed)
+    page.on("websocket", lambda socket: found.append(f"opens a socket to {socket.url}"))
+    page.on("pageerror", lambda error: found.append(f"script error {str(error)[:200]}"))
+    page.on("console", said)
+    page.goto(path.as_uri())
+    # Scrolled to the end, so that what is loaded late is loaded too; then left alone for a while.
+    page.evaluate("window.scrollTo(0, 1e7)")
+    page.wait_for_timeout(400)
+    root_element = "document.documentElement"
+    wider = page.evaluate(f"{root_element}.scrollWidth - {root_element}.clientWidth")
+    if wider > 1:
+        found.append(f"scrolls sideways by {wider} px")
+    page.close()
     return found

@@ -1,6 +1,5 @@
 """The book as a reader gets it: built with warnings as errors, offline, legible."""
 
-import asyncio
 import html
 import os
 import re
@@ -14,9 +13,13 @@ import yaml
 from ethalign import config, publishing, tables
 from ethalign.config import ROOT
 
+needs_chromium = pytest.mark.skipif(
+    pages.chromium() is None, reason=f"no Chromium here: none of {', '.join(pages.CHROMIUM)}"
+)
+
 
 @pytest.fixture(scope="session")
-def built(request, tmp_path_factory):
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that ``ETHALIGN_BOOK`` names, or a book built from the runs at scale smoke."""
     if os.environ.get("ETHALIGN_BOOK"):
         return Path(os.environ["ETHALIGN_BOOK"]).resolve()
@@ -35,7 +38,7 @@ def built(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def texts(built):
+def texts(built: Path) -> dict[str, str]:
     """Page name to the visible text of its article."""
     found = {}
     for path in pages.pages(built):
@@ -46,7 +49,7 @@ def texts(built):
     return found
 
 
-def test_every_page_of_the_contents_is_there(built):
+def test_every_page_of_the_contents_is_there(built: Path) -> None:
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
     files = re.findall(r"'file': '([^']+)'", str(toc))
     assert len(files) > 15
@@ -54,24 +57,24 @@ def test_every_page_of_the_contents_is_there(built):
         assert (built / f"{name}.html").is_file(), name
 
 
-def test_nothing_is_loaded_from_another_host(built):
+def test_nothing_is_loaded_from_another_host(built: Path) -> None:
     assert list(pages.static(built)) == []
 
 
-def test_a_page_that_would_load_from_elsewhere_is_found(tmp_path):
+def test_a_page_that_would_load_from_elsewhere_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text('<script src="https://cdn.example/x.js"></script>')
     (tmp_path / "b.html").write_text("<style>@import 'https://fonts.example/y';</style>")
     assert len(list(pages.static(tmp_path))) == 2
 
 
-def test_every_image_has_a_text_for_those_who_do_not_see_it(built):
+def test_every_image_has_a_text_for_those_who_do_not_see_it(built: Path) -> None:
     for path in pages.pages(built):
         for tag in re.findall(r"<img\b[^>]*>", path.read_text(encoding="utf-8")):
             alt = re.search(r'\balt="([^"]*)"', tag)
             assert len(alt[1] if alt else "") > 5, (path, tag)
 
 
-def test_prose_quotes_recorded_numbers(texts):
+def test_prose_quotes_recorded_numbers(texts: dict[str, str]) -> None:
     """No placeholder is left, and the leak stands on the study's first page as it was recorded."""
     for name, text in texts.items():
         assert "{{" not in text, name
@@ -82,19 +85,19 @@ def test_prose_quotes_recorded_numbers(texts):
     assert f"{leak['test_in_train']}({share})alsooccur" in page
 
 
-def test_every_module_is_in_the_reference():
+def test_every_module_is_in_the_reference() -> None:
     page = (ROOT / "book" / "api.md").read_text()
     for path in (ROOT / "ethalign").glob("*.py"):
         if path.stem not in ("__init__", "cli", "pipeline", "publishing"):
             assert f"automodule:: ethalign.{path.stem}\n" in page, path.stem
 
 
-def test_every_parameter_is_in_the_guide(texts):
+def test_every_parameter_is_in_the_guide(texts: dict[str, str]) -> None:
     for name, *_ in config.parameters():
         assert name in texts["parameters.html"]
 
 
-def test_every_printed_figure_of_the_paper_is_on_the_page(texts):
+def test_every_printed_figure_of_the_paper_is_on_the_page(texts: dict[str, str]) -> None:
     for model in ("Llama-2 7B, L+R", "Mistral 7B, pre-trained"):
         assert model in texts["reasons/index.html"]
     assert "89.4" in texts["reasons/index.html"]
@@ -103,40 +106,75 @@ def test_every_printed_figure_of_the_paper_is_on_the_page(texts):
     assert "75.9" in texts["honesty/index.html"]
 
 
-def test_the_row_that_does_not_follow_from_its_parts_is_named(texts):
+def test_the_row_that_does_not_follow_from_its_parts_is_named(texts: dict[str, str]) -> None:
     page = " ".join(texts["_runs/honesty/results.html"].split())
     assert "27 of 28 rows follow" in page
     assert "70B, Confidence-Verb" in page
 
 
-def test_pages_made_from_invented_votes_say_so(texts):
+def test_pages_made_from_invented_votes_say_so(texts: dict[str, str]) -> None:
     pages = [n for n in texts if n.startswith("_runs/ambiguity/") and "finetune" not in n]
     assert len(pages) >= 8
     for name in pages:
         assert "illustrative votes: nobody cast them" in " ".join(texts[name].split()), name
 
 
-def test_pages_of_variants_can_be_told_apart(built):
+def test_pages_of_variants_can_be_told_apart(built: Path) -> None:
     titles = [
-        re.search(r"<title>(.*?)</title>", path.read_text(encoding="utf-8"), re.S)[1]
+        re.findall(r"<title>(.*?)</title>", path.read_text(encoding="utf-8"), re.S)[0]
         for path in pages.pages(built)
     ]
     assert len(set(titles)) == len(titles)
 
 
-def test_formulas_are_part_of_the_page(built):
+def test_formulas_are_part_of_the_page(built: Path) -> None:
     page = (built / "reasons" / "index.html").read_text(encoding="utf-8")
     assert page.count("<math") > 20
     assert "MathJax" not in page
 
 
-def test_executed_pages_say_what_was_run(texts):
+def test_executed_pages_say_what_was_run(texts: dict[str, str]) -> None:
     stages = ["reasons/evaluate-LR", "reasons/baselines", "ambiguity/finetune-soft"]
     for stage in [*stages, "honesty/knowledge", "honesty/evaluate-absolute"]:
         text = " ".join(texts[f"_runs/{stage}.html"].split())
         assert re.search(r"seed 0.* s; ethalign .*commit", text), stage
 
 
-@pytest.mark.skipif(pages.chromium() is None, reason="no Chromium on this machine")
-def test_a_browser_opens_every_page_without_the_internet(built):
-    assert asyncio.run(pages.browser(built)) == []
+@needs_chromium
+def test_a_browser_opens_every_page_without_the_internet(built: Path) -> None:
+    assert pages.browser(built) == []
+
+
+@needs_chromium
+def test_the_search_works_without_a_server(built: Path) -> None:
+    assert any("honesty" in title.lower() for title in pages.search(built, "honesty"))
+    assert pages.search(built, "zyxwvutsrq") == []
+
+
+@needs_chromium
+def test_a_browser_finds_what_is_wrong_with_a_page(tmp_path: Path) -> None:
+    faults = {
+        "requests https://cdn.example/x.png": "<img src='https://cdn.example/x.png'>",
+        "requests https://late": "<script>onscroll = () => fetch('https://late.example')</script>",
+        "opens a socket to wss://a.example": "<script>new WebSocket('wss://a.example')</script>",
+        "a stylesheet fails with net::ERR_FILE": "<link rel='stylesheet' href='absent.css'>",
+        "script error broken": "<script>throw new Error('broken')</script>",
+        "script error late": "<script>Promise.reject(new Error('late'))</script>",
+        "console error alas": "<script>console.error('alas')</script>",
+        "scrolls sideways by 6": "<div style='width: 1000px'>wide</div>",
+        "scrolls sideways by 1": "<div style='width: 100vw'>as wide as the window</div>",
+    }
+    page = """<!doctype html><meta name="viewport" content="width=device-width">
+        <body style="margin: 0"><div style="height: 3000px">tall</div>"""
+    (tmp_path / "good.html").write_text(page)
+    for number, fault in enumerate(faults.values()):
+        (tmp_path / f"{number}.html").write_text(page + fault)
+    found = pages.browser(tmp_path)
+    # 1000 px are too wide for a phone only; only a desktop's scrollbar takes room.
+    once = {"scrolls sideways by 6": 390, "scrolls sideways by 1": 1280}
+    for number, name in enumerate(faults):
+        for width in (390, 1280):
+            wanted = once.get(name, width) == width
+            line = f"{number}.html at {width} px: {name}"
+            assert any(x.startswith(line) for x in found) == wanted, (line, found)
+    assert not [x for x in found if x.startswith("good.html")]

@@ -7,8 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import spatial, stats
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import f1_score
 
-from ethalign import calibration, data, votes
+from ethalign import calibration, data
+from ethalign.ambiguity import data as votes
 from ethalign.metrics import accuracy, macro_f1
 
 COUNTS = hnp.arrays(int, st.tuples(st.integers(1, 8), st.just(3)), elements=st.integers(0, 6))
@@ -32,6 +36,28 @@ def test_probabilities_of_all_vote_sequences_sum_to_one(alpha, n):
     counts = np.array([np.bincount(s, minlength=3) if s else [0, 0, 0] for s in sequences])
     total = np.exp(-calibration.dirichlet_multinomial_nll(alpha, counts)).sum()
     assert total == pytest.approx(1, abs=1e-9)
+
+
+@given(counts=COUNTS, alpha=ALPHA)
+@settings(deadline=None)
+def test_scores_are_scipys(counts, alpha):
+    p, voted = np.array(alpha) / sum(alpha), counts[counts.sum(1) > 0]
+    n = counts.sum(1)
+    # SciPy counts every order of the votes, the score only one.
+    orders = stats.multinomial.logpmf(counts, n, p) - (counts * np.log(p)).sum(1)
+    nll = orders - [stats.dirichlet_multinomial.logpmf(c, alpha, c.sum()) for c in counts]
+    found = calibration.dirichlet_multinomial_nll(alpha, counts)
+    np.testing.assert_allclose(found, nll, rtol=1e-7, atol=1e-9)
+    with np.errstate(invalid="ignore"):  # it is NaN where rounding leaves less than nothing
+        distance = [spatial.distance.jensenshannon(p, c, base=2) for c in voted]
+    found = calibration.jensen_shannon(p, voted)
+    np.testing.assert_allclose(found, np.nan_to_num(distance), atol=1e-7)
+    entropy = stats.entropy(voted, axis=1) if len(voted) else []
+    np.testing.assert_allclose(calibration.entropy(voted), entropy, atol=1e-9)
+    each = [
+        sum(v * ((p - d) ** 2).sum() for v, d in zip(c, np.eye(3), strict=True)) for c in voted
+    ]
+    np.testing.assert_allclose(calibration.brier(p, voted), each / voted.sum(1), atol=1e-9)
 
 
 @given(counts=COUNTS, alpha=ALPHA, order=st.permutations(range(3)))
@@ -61,6 +87,26 @@ def test_the_printed_figures_of_the_scruples_ceiling(anecdotes):
     assert best.cross_entropy == pytest.approx(0.735, abs=0.002)
     assert best.macro_f1 == pytest.approx(0.681, abs=0.002)
     assert best.accuracy == pytest.approx(0.881, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("counts", "accuracy_", "f1"),
+    [([[1, 3], [4, 0]], 0.8878, 0.8486), ([[3, 2], [0, 5]], 0.7626, 0.6836)],
+)
+def test_the_examples_of_the_authors_own_ceiling(counts, accuracy_, f1):
+    """Printed by the demo of Scruples, from 625 draws."""
+    best = calibration.best(counts, draws=20_000)
+    assert best.accuracy == pytest.approx(accuracy_, abs=0.03)
+    assert best.macro_f1 == pytest.approx(f1, abs=0.04)
+
+
+def test_the_ceilings_f1_counts_classes_as_the_authors_do():
+    """An answer that is never the plurality counts, as by default in scikit-learn."""
+    draws = calibration.best_draws([[5, 4], [20, 0], [5, 4]], 50, seed=1)
+    right = np.round(3 * draws[:, 0]).astype(int)
+    expected = [f1_score([0] * 3, [0] * k + [1] * (3 - k), average="macro") for k in range(4)]
+    np.testing.assert_allclose(draws[:, 1], np.array(expected)[right])
+    assert set(right) == {1, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -168,6 +214,45 @@ def test_calibration_error_by_hand():
     assert math.isnan(calibration.expected_calibration_error(np.zeros((0, 2)), [], 10))
     shares = calibration.expected_calibration_error([[0.8, 0.2]], [[4, 1]], 10)
     assert shares == pytest.approx(0, abs=1e-9), "80 % of the votes, said with 80 %"
+
+
+@pytest.mark.parametrize("stated", [False, True])
+@given(seed=st.integers(0, 999), n=st.integers(1, 60), bins=st.integers(1, 15))
+@settings(deadline=None)
+def test_calibration_error_is_that_of_sklearns_curve(stated, seed, n, bins):
+    random = np.random.default_rng(seed)
+    p, y = random.random(n), random.integers(0, 2, n)
+    confidence, right = (p, y) if stated else (np.maximum(p, 1 - p), (p > 0.5) == y)
+    edges = np.linspace(0, 1, bins + 1)
+    often, said = calibration_curve(right, confidence, n_bins=bins)
+    items = np.histogram(confidence, edges)[0]
+    expected = (items[items > 0] * abs(often - said)).sum() / n
+    found = calibration.expected_calibration_error(p, y, bins, stated=stated)
+    assert found == pytest.approx(expected, abs=1e-12)
+    curve = calibration.reliability(p, y, bins, stated=stated)
+    np.testing.assert_allclose([b[:2] for b in curve], np.column_stack([said, often]))
+    assert [b.n for b in curve] == items[items > 0].tolist()
+
+
+def test_stated_confidences_by_hand():
+    def error(said, right):
+        return calibration.expected_calibration_error(said, right, stated=True)
+
+    # A gap of 0.35 over two answers and one of 0.05 over two.
+    assert error([0.15, 0.15, 0.95, 0.95], [0, 1, 1, 1]) == pytest.approx(0.2)
+    assert error([1.0, 0.0], [1, 0]) == 0, "no confidence is a sure answer here, not its opposite"
+    # 0.95 and 1 share a bin, 0.85 and 0.9 do not; of probabilities it is 0.85 and 0.9.
+    assert error([0.95, 1.0], [1, 1]) == pytest.approx(0.025)
+    assert error([0.85, 0.9], [1, 0]) == pytest.approx((0.15 + 0.9) / 2)
+    assert calibration.expected_calibration_error([0.85, 0.9], [1, 0]) == pytest.approx(0.375)
+    tenths = np.arange(11) / 10
+    assert error(tenths, np.ones(11)) == pytest.approx(np.mean(1 - tenths))
+    # The nearest number to 0.29 times 100 is below 29.
+    found = calibration.reliability([0.29, 0.285], [1, 0], 100, stated=True)
+    assert [b.n for b in found] == [1, 1]
+    assert math.isnan(error([], []))
+    with pytest.raises(ValueError, match="1 rows of probabilities, 2 labels"):
+        error([0.5], [1, 0])
 
 
 @given(counts=COUNTS)

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import subprocess
 import sys
 import time
@@ -5,7 +7,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from ethalign import cli, sources
+from ethalign import cli, study
 
 COMMANDS = [
     "run",
@@ -17,44 +19,46 @@ COMMANDS = [
     "verify",
     "publish",
     "doctor",
+    "notebook",
 ]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_an_example(name):
+def test_every_command_has_help_with_an_example(name: str) -> None:
     shown = CliRunner().invoke(cli.app, [name, "--help"])
     assert shown.exit_code == 0
     assert f"Example: ethalign {name}" in " ".join(shown.output.split())
 
 
 @pytest.mark.parametrize("name", ["export", "import"])
-def test_the_rating_commands_have_examples_too(name):
+def test_the_rating_commands_have_examples_too(name: str) -> None:
     shown = CliRunner().invoke(cli.app, ["rate", name, "--help"])
     assert f"Example: ethalign rate {name}" in " ".join(shown.output.split())
 
 
-def test_datasets_name_licence_and_address():
+def test_datasets_name_licence_and_address() -> None:
     shown = CliRunner().invoke(cli.app, ["datasets"]).output
-    for name, source in sources.SOURCES.items():
-        assert name in shown
-        assert source.licence in shown
-        assert source.url in shown
+    for owner in study.everything():
+        for name, source in owner.sources.items():
+            assert name in shown
+            assert source.licence in shown
+            assert source.url in shown
 
 
-def test_models_list_the_packaged_ones():
+def test_models_list_the_packaged_ones() -> None:
     shown = CliRunner().invoke(cli.app, ["models"]).output
     assert "smollm2-135m-instruct" in shown
     assert "Apache-2.0" in shown
 
 
-def test_compare_shows_every_printed_figure():
+def test_compare_shows_every_printed_figure() -> None:
     shown = CliRunner().invoke(cli.app, ["compare", "reasons"])
     assert shown.exit_code == 0
     assert shown.output.count("Llama-2 7B, L+R") == 4
     assert "89.4" in shown.output
 
 
-def test_doctor_names_every_scale():
+def test_doctor_names_every_scale() -> None:
     shown = CliRunner().invoke(cli.app, ["doctor"]).output
     for scale in ("tiny", "small", "paper"):
         assert f"{scale}:" in shown or f"{scale}: yes" in shown
@@ -67,12 +71,12 @@ def test_doctor_names_every_scale():
         ("import ethalign.cli", ["torch", "transformers", "pandas"]),
     ],
 )
-def test_light_imports_stay_light(code, modules):
+def test_light_imports_stay_light(code: str, modules: list[str]) -> None:
     check = f"{code}, sys; assert not set({modules}) & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_help_comes_at_once():
+def test_help_comes_at_once() -> None:
     start = time.monotonic()
     subprocess.run(
         [sys.executable, "-m", "ethalign.cli", "--help"], capture_output=True, check=True

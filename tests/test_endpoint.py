@@ -1,80 +1,46 @@
-"""A server that speaks the protocol and misbehaves on demand."""
+"""A model behind a real server on this machine that misbehaves on demand."""
 
 import json
+import logging
 import math
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 from conftest import command
+from servers import serving
 
-from ethalign import ambiguity, config, endpoint, pipeline, votes
+from ethalign import config, endpoint, study
+from ethalign.ambiguity import data, evaluate
 from ethalign.config import UserError
 
-GOOD = [("first", math.log(0.6)), (" Second", math.log(0.3)), ("The", math.log(0.05))]
-
-
-class Server(ThreadingHTTPServer):
-    """Answers as ``script`` says, then well; keeps what it was asked."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.asked, self.top, self.times = [], [], GOOD, []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, body, self.headers.get("Authorization")))
-        self.server.times.append(time.monotonic())
-        fault = self.server.script.pop(0) if self.server.script else None
-        if fault == "slow":
-            time.sleep(1.0)
-        if isinstance(fault, int):
-            self.send_response(fault)
-            self.send_header("Retry-After", "0")
-            self.end_headers()
-            self.wfile.write(b"no")
-            return
-        top = [{"token": t, "logprob": p} for t, p in self.server.top]
-        logprobs = None if fault == "no-logprobs" else {"content": [{"top_logprobs": top}]}
-        reply = {"choices": [{"logprobs": logprobs}], "usage": {"total_tokens": 7}}
-        text = json.dumps(reply).encode()
-        if fault == "cut":
-            text = text[: len(text) // 2]
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(text)
+KEY = "sk-very-secret/key"
 
 
 @pytest.fixture
 def server():
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 def client(server, **settings):
-    defaults = {"url": server.url, "wait": 0.0, "per_minute": 100_000, "timeout": 0.5}
+    defaults = {"url": server.url, "per_minute": 100_000, "timeout": 30.0}
     return endpoint.Client(config.Endpoint(**(defaults | settings)), "some-model")
 
 
 def test_listed_tokens_become_answer_masses(server):
-    found = client(server).answers(["Which?"], ("first", "second"))
+    asking = client(server)
+    found = asking.answers(["Which?"], ("first", "second"))
     np.testing.assert_allclose(np.exp(found.logp), [[0.6, 0.3]])
     assert not found.bounded.any()
-    path, body, _ = server.asked[0]
-    assert path == "/v1/chat/completions"
+    assert server.paths == ["/v1/chat/completions"]
+    (body,) = server.bodies
     assert (body["model"], body["logprobs"], body["top_logprobs"]) == ("some-model", True, 20)
+    assert (body["temperature"], body["max_tokens"]) == (0, 1)
+    assert (asking.requests, asking.tokens) == (1, 7)
+    nothing = asking.answers([], ("first", "second"))
+    assert nothing.logp.shape == (0, 2)
+    assert nothing.bounded.shape == (0,)
 
 
 def test_an_answer_that_is_not_listed_is_bounded_and_counted(server):
@@ -83,6 +49,13 @@ def test_an_answer_that_is_not_listed_is_bounded_and_counted(server):
     # Left over is 0.01, less than the least probable token listed.
     np.testing.assert_allclose(np.exp(found.logp), [[0.9, 0.01]])
     assert found.bounded.all()
+    server.top = []
+    found = client(server).answers(["Which?"], ("first", "second"))
+    np.testing.assert_allclose(found.logp, [[0, 0]])
+    assert found.bounded.all()
+    # What the server rounds to nothing is no measured value either.
+    server.top = [("first", -0.1), ("second", -math.inf)]
+    assert client(server).answers(["Which?"], ("first", "second")).bounded.all()
 
 
 def test_the_beginning_of_an_answer_counts_unless_it_begins_both(server):
@@ -94,92 +67,210 @@ def test_the_beginning_of_an_answer_counts_unless_it_begins_both(server):
     np.testing.assert_allclose(np.exp(found.logp), [[0.3, 0.1]])
 
 
-@pytest.mark.parametrize("faults", [[429], [500, 503], ["cut"], ["slow"], [429, "cut", 502]])
+@pytest.mark.parametrize("logp", [math.nan, 0.1, math.inf, None, "x"])
+def test_what_is_no_log_probability_is_no_answer(server, logp):
+    server.top = [("first", -0.5), ("second", logp)]
+    with pytest.raises(UserError, match="gave no valid log-probabilities for some-model"):
+        client(server).answers(["Which?"], ("first", "second"))
+
+
+@pytest.mark.parametrize(
+    "faults", [[429], [500, 503], ["cut"], ["list"], ["slow"], [429, "cut", 502]]
+)
 def test_what_passes_is_tried_again(server, faults):
     server.script = list(faults)
-    found = client(server).answers(["Which?"], ("first", "second"))
+    asking = client(server, timeout=1.0 if "slow" in faults else 30.0)
+    found = asking.answers(["Which?"], ("first", "second"))
     np.testing.assert_allclose(np.exp(found.logp), [[0.6, 0.3]])
-    assert len(server.asked) == len(faults) + 1
+    assert len(server.bodies) == asking.requests == len(faults) + 1
+
+
+def test_the_pause_that_the_server_asks_for_is_kept(server):
+    server.script, server.headers = [429], {"Retry-After": "1"}
+    client(server).complete(["a"], 5)
+    assert np.diff(server.times)[0] >= 1.0
 
 
 @pytest.mark.parametrize(
     ("faults", "message", "requests"),
     [
-        ([429] * 9, "failed 3 times: status 429", 3),
-        (["cut"] * 9, "failed 3 times: JSONDecodeError", 3),
-        ([401], "refused with status 401", 1),
-        (["no-logprobs"], "no log-probabilities", 1),
+        ([429] * 9, r"no answer \(Error code: 429.*run the same command again later", 3),
+        ([503] * 9, r"no answer \(Error code: 503.*run the same command again later", 3),
+        (["cut"] * 9, r"no answer \(broken JSON\).*run the same command again later", 3),
+        (["slow"] * 9, r"no answer \(.*timed out.*run the same command again later", 3),
+        ([401], r"no answer \(Error code: 401.*check .* the key in OPENAI_API_KEY", 1),
+        ([404], r"no answer \(Error code: 404.*check endpoint\.url, model some-model", 1),
+        (["no-logprobs"], "no valid log-probabilities", 1),
     ],
 )
 def test_what_does_not_pass_ends_with_one_sentence(server, faults, message, requests):
     server.script = list(faults)
-    with pytest.raises(UserError, match=message):
-        client(server, retries=2).answers(["Which?"], ("first", "second"))
-    assert len(server.asked) == requests
+    asking = client(server, retries=2, timeout=0.5 if "slow" in faults else 30.0)
+    with pytest.raises(UserError, match=message) as caught:
+        asking.answers(["Which?"], ("first", "second"))
+    assert len(server.bodies) == asking.requests == requests
+    assert str(caught.value).isprintable()
+    assert str(caught.value).endswith(".")
 
 
 def test_a_server_that_is_not_there_is_named():
-    settings = config.Endpoint(url="http://127.0.0.1:9/v1", retries=1, wait=0.0)
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:9.*failed 2 times"):
-        endpoint.Client(settings, "m").answers(["Which?"], ("first", "second"))
+    settings = config.Endpoint(url="http://127.0.0.1:9/v1", retries=1)
+    asking = endpoint.Client(settings, "m")
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1 gave no answer \(.*refused"):
+        asking.answers(["Which?"], ("first", "second"))
+    assert asking.requests == 2
 
 
-def test_requests_keep_their_distance(server):
-    client(server, per_minute=600).answers(["a", "b", "c"], ("first", "second"))
-    gaps = np.diff(server.times)
-    assert (gaps > 0.09).all(), "600 a minute are one every tenth of a second"
+def test_a_redirect_is_not_followed(server):
+    server.script, server.headers = [307], {"Location": f"{server.url}/elsewhere"}
+    with pytest.raises(UserError, match=r"Error code: 307.*check endpoint\.url"):
+        client(server).complete(["a"], 5)
+    assert len(server.bodies) == 1
+
+
+def test_requests_keep_their_distance_and_run_together(server):
+    server.delay = 0.5
+    start = time.monotonic()
+    client(server, per_minute=600, concurrent=3).complete(["a", "b", "c", "d"], 5)
+    turns = start + 0.1 * np.arange(4)
+    assert (np.sort(server.times) >= turns).all(), "600 a minute are one every tenth of a second"
+    assert 1 < server.most <= 3
+
+
+def test_answers_come_in_the_order_of_the_prompts(server):
+    prompts = [f"prompt {k}" for k in range(12)]
+    server.delay = lambda prompt: 0.02 * (12 - int(prompt.split()[1]))
+    assert client(server, concurrent=4).complete(prompts, 5) == [p.upper() for p in prompts]
+    assert 1 < server.most <= 4
+
+
+def test_a_failure_ends_what_has_not_begun(server):
+    server.script = [401] * 99
+    asking = client(server, concurrent=2)
+    with pytest.raises(UserError, match="Error code: 401"):
+        asking.complete([str(k) for k in range(60)], 5)
+    assert len(server.bodies) < 10
+    server.script = []
+    assert asking.complete(["again"], 5) == ["AGAIN"]
+
+
+def test_retries_count_against_the_guard_of_costs(server):
+    server.script = [500] * 9
+    asking = client(server, max_requests=3, retries=8)
+    with pytest.raises(UserError, match=r"needs 4 requests and endpoint\.max_requests is 3"):
+        asking.complete(["a"], 5)
+    assert len(server.bodies) == asking.requests == 3
 
 
 def test_the_key_comes_from_the_environment_and_is_not_recorded(server, monkeypatch):
-    monkeypatch.setenv("SOME_KEY", "secret")
+    monkeypatch.setenv("SOME_KEY", f" {KEY}\n")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-this-one")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer sk-nor-this-one")
     asking = client(server, key_env="SOME_KEY")
     asking.answers(["Which?"], ("first", "second"))
-    assert server.asked[0][2] == "Bearer secret"
-    assert "secret" not in json.dumps(asking.record)
-    with pytest.raises(UserError, match="OTHER_KEY is empty"):
-        endpoint.Client(config.Endpoint(url="https://api.example/v1", key_env="OTHER_KEY"), "m")
+    assert server.keys == [f"Bearer {KEY}"]
+    assert KEY not in json.dumps([asking.record, asking.notes])
+    # A server here that needs no key is not given another one's.
+    client(server, key_env="NO_KEY").complete(["a"], 5)
+    assert "sk-" not in server.keys[1]
 
 
-def study(server, **overrides):
-    settings = {"endpoint.url": server.url, "endpoint.wait": 0.0, "endpoint.retries": 1}
+@pytest.mark.parametrize("status", [400, 401, 429, 500])
+@pytest.mark.parametrize("form", ["Bad key {}\n\x1b[31m!", '{{"error": {{"message": "key {}"}}}}'])
+def test_a_key_that_the_server_repeats_is_never_shown(
+    server, monkeypatch, caplog, capfd, status, form
+):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("SOME_KEY", KEY)
+    server.script, server.error = [status] * 9, form.format(KEY)
+    with pytest.raises(UserError) as caught:
+        client(server, key_env="SOME_KEY", retries=1).complete(["a"], 5)
+    shown = str(caught.value) + caplog.text + "".join(capfd.readouterr())
+    assert KEY not in shown
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("key", ["", "  ", "two keys", "a\nb", "a\x07b", "schlüssel"])
+def test_what_is_no_key_is_refused_before_anything_is_sent(monkeypatch, key):
+    monkeypatch.setenv("OTHER_KEY", key)
+    settings = config.Endpoint(url="https://api.example/v1", key_env="OTHER_KEY")
+    with pytest.raises(UserError, match=r"variable OTHER_KEY .*; export your API key") as caught:
+        endpoint.Client(settings, "m")
+    assert not key.strip() or key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://ann:hush@api.example/v1",
+        "https://hush@api.example/v1",
+        "https://api.example/v1?key=hush",
+        "https://api.example/v1#hush",
+        "https://api.example:hush/v1",
+        "api.example/hush",
+        "file:///hush",
+        "https://api.example/hush \n",
+        "https://hush..example/v1",
+        "",
+    ],
+)
+def test_an_address_that_could_hold_a_key_is_refused(url):
+    with pytest.raises(UserError, match=r"endpoint\.key_env instead") as caught:
+        endpoint.Client(config.Endpoint(url=url), "m")
+    assert "hush" not in str(caught.value)
+
+
+def test_a_key_in_the_place_of_its_variable_is_refused():
+    settings = config.Endpoint(url="https://api.example/v1", key_env=KEY)
+    with pytest.raises(UserError, match="environment variable") as caught:
+        endpoint.Client(settings, "m")
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://api.openai.com/v1", "http://[::1]:8000/v1/", "http://my_box.lan/a-b/v1.0"]
+)
+def test_plain_addresses_are_taken(monkeypatch, url):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert endpoint.Client(config.Endpoint(url=url), "m").record["device"] == url
+
+
+def served(server, **overrides):
+    settings = {"endpoint.url": server.url, "endpoint.retries": 1}
     settings |= {"endpoint.per_minute": 100_000, "model.id": "some-model"}
     return config.load("ambiguity", "zero-shot", "smoke", 0, settings | overrides)
 
 
 def test_an_interrupted_evaluation_asks_only_for_what_is_missing(server, tmp_path):
-    run = study(server)
-    rows = votes.splits(run)
-    parts = {"held-out": rows.held_out, "test": rows.test}
+    run = served(server)
+    parts = {"held-out": data.held_out(run), "test": data.test(run)}
     total = 2 * sum(map(len, parts.values()))
-    server.script = [None] * 20 + [500] * 4
+    server.script = [None] * 20 + [500] * 99
     path = tmp_path / "predictions.jsonl"
     with pytest.raises(UserError, match="run the same command again"):
-        ambiguity.predict(run, ambiguity.source(run, tmp_path), parts, path, fresh=True)
+        evaluate.predict(run, evaluate.source(run, None), parts, path)
     kept = len(path.read_text().splitlines())
     assert 0 < kept < total / 2
-    server.script, server.asked = [], []
-    found = ambiguity.predict(run, ambiguity.source(run, tmp_path), parts, path, fresh=False)
-    assert len(server.asked) == total - 2 * kept, "nothing is paid for twice"
+    server.script, server.bodies = [], []
+    found = evaluate.predict(run, evaluate.source(run, None), parts, path)
+    assert len(server.bodies) == total - 2 * kept, "nothing is paid for twice"
     assert found.set_index(["part", "id"]).index.is_unique
     assert len(found) == total / 2
-    metrics, _ = ambiguity.summarise(run, found)
-    assert {r["metric"]: r["value"] for r in metrics}["answer_bounded"] == 0
+    rows = evaluate.summarise(run, found)
+    assert {r["metric"]: r["value"] for r in rows}["answer_bounded"] == 0
 
 
 def test_too_many_requests_are_refused_before_the_first(server, tmp_path):
-    run = study(server, **{"endpoint.max_requests": 3})
-    rows = votes.splits(run)
+    run = served(server, **{"endpoint.max_requests": 3})
     with pytest.raises(UserError, match=r"endpoint\.max_requests is 3"):
-        ambiguity.predict(
-            run, ambiguity.source(run, tmp_path), {"test": rows.test}, tmp_path / "p", fresh=True
-        )
-    assert not server.asked
+        evaluate.predict(run, evaluate.source(run, None), {"test": data.test(run)}, tmp_path / "p")
+    assert not server.bodies
 
 
 def test_a_tuned_variant_cannot_be_asked_behind_a_server(server):
     run = config.load("ambiguity", "soft", "smoke", 0, {"endpoint.url": server.url})
     with pytest.raises(UserError, match="--variant zero-shot"):
-        pipeline.preflight(run)
+        study.find("ambiguity").preflight(run)
 
 
 def test_the_whole_evaluation_runs_against_a_server(server, tmp_path):
@@ -187,7 +278,7 @@ def test_the_whole_evaluation_runs_against_a_server(server, tmp_path):
     call = ["run", "ambiguity", "--variant", "zero-shot", "--scale", "smoke", "--runs", tmp_path]
     done = command(*call, "--set", *settings)
     assert done.returncode == 0, done.stderr
-    where = tmp_path / "smoke" / "ambiguity" / "zero-shot" / "0"
+    where = tmp_path / "ambiguity" / "smoke" / "some-model" / "zero-shot" / "0"
     record = json.loads((where / "run.json").read_text())
     assert record["stages"]["evaluate"]["model"]["device"] == server.url
-    assert len(server.asked) == 2 * len((where / "predictions.jsonl").read_text().splitlines())
+    assert len(server.bodies) == 2 * len((where / "predictions.jsonl").read_text().splitlines())

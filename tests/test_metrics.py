@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import f1_score
@@ -30,9 +30,20 @@ def test_nothing_measured_is_undefined_and_wide():
     assert found[1:] == (0.0, 1.0, 0)
 
 
-def test_an_impossible_share_is_refused():
-    with pytest.raises(ValueError, match="not a share"):
-        metrics.share(3, 2)
+@pytest.mark.parametrize("pair", [(3, 2), (-1, 2), (1, 0), (-1, 0)])
+def test_an_impossible_share_is_refused(pair):
+    with pytest.raises(ValueError, match=r"greater|less|at least"):
+        metrics.share(*pair)
+
+
+def test_numbers_as_pages_show_them():
+    assert metrics.shown(0.12345, "share") == "12.3"
+    assert metrics.shown(0.12345, "nats") == "0.123"
+    assert metrics.with_interval(*metrics.share(1, 2)[:3], "share") == "50.0 [9.5, 90.5]"
+    assert metrics.with_interval(1.5, 1, 2, "nats") == "1.500 [1.000, 2.000]"
+    for nothing in (None, math.nan):
+        assert metrics.with_interval(nothing, 0, 1, "share") == ""
+        assert metrics.with_interval(nothing, 0, 1, "share", "undefined") == "undefined"
 
 
 def test_no_prediction_is_wrong():
@@ -55,6 +66,49 @@ def test_macro_f1_is_sklearns(gold, drawn):
         gold, predicted, labels=sorted(set(gold)), average="macro", zero_division=0
     )
     assert metrics.macro_f1(predicted, gold, seed=0, draws=10).value == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+@settings(deadline=None)
+def test_macro_f1_is_sklearns_with_and_without_classes_that_are_never_gold(pairs):
+    predicted, gold = np.array(pairs).T
+    both = f1_score(gold, predicted, average="macro", zero_division=0)
+    assert metrics.f1(predicted, gold, 4, unseen=True) == pytest.approx(both)
+    only = f1_score(gold, predicted, labels=np.unique(gold), average="macro", zero_division=0)
+    assert metrics.f1(predicted, gold, 4) == pytest.approx(only)
+
+
+def test_macro_f1_by_hand():
+    predicted, gold = np.array([0, 1, -1]), np.array([0, 0, 0])
+    assert metrics.f1(predicted, gold, 3) == 2 / 4
+    assert metrics.f1(predicted, gold, 3, unseen=True) == pytest.approx((2 / 4 + 0) / 2)
+    assert metrics.macro_f1(["a", "b", None], ["a"] * 3, seed=0, draws=10).value == 2 / 4
+    assert metrics.macro_f1([], [], seed=0).n == 0
+
+
+def test_kappa_by_hand():
+    # Of 50: 20 both yes, 5 and 10 only one, 15 both no; observed 0.7, by chance 0.5.
+    first, second = [1] * 25 + [0] * 25, [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
+    assert metrics.kappa(first, second) == pytest.approx(0.4)
+    assert metrics.kappa(np.array(first, bool), np.array(second, bool)) == pytest.approx(0.4)
+    assert metrics.kappa(["a", "b"], ["b", "a"]) == pytest.approx(-1)
+    assert metrics.kappa(["a", "a"], ["b", "b"]) == 0
+    with pytest.raises(ValueError, match="inconsistent"):
+        metrics.kappa([True], [True, True])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), max_size=40))
+@settings(deadline=None)
+def test_kappa_is_agreement_beyond_chance(pairs):
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    n = len(pairs)
+    chance = sum(first.count(k) * second.count(k) for k in "abc") / n**2 if n else 1
+    found = metrics.kappa(first, second)
+    if chance == 1:
+        assert math.isnan(found)
+    else:
+        observed = sum(a == b for a, b in pairs) / n
+        assert found == pytest.approx((observed - chance) / (1 - chance), abs=1e-12)
 
 
 def test_macro_f1_shows_a_constant_answer_for_what_it_is():
@@ -109,6 +163,63 @@ def test_bootstrap_is_seeded_and_empty_is_undefined():
     assert metrics.bootstrap(np.mean, x, seed=3) == metrics.bootstrap(np.mean, x, seed=3)
     assert metrics.bootstrap(np.mean, x, seed=3) != metrics.bootstrap(np.mean, x, seed=4)
     assert metrics.bootstrap(np.mean, x[:0], seed=3).n == 0
+
+
+def resampled(statistic, *arrays, seed, draws):
+    """The same samples in plain words."""
+    random, n = np.random.default_rng(seed), len(arrays[0])
+    picks = [random.integers(0, n, n) for _ in range(draws)]
+    return [statistic(*(a[pick] for a in arrays)) for pick in picks]
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")
+@pytest.mark.parametrize("n", [1, 2, 7, 300, 20_000])
+@pytest.mark.parametrize(
+    "statistic", [np.mean, np.median, lambda x: np.nan if x[0] > 0 else x.max(), "table"]
+)
+def test_a_seed_gives_the_same_samples_whatever_draws_them(statistic, n):
+    random, draws = np.random.default_rng(n), 120
+    arrays = [random.normal(size=n)]
+    if statistic == "table":
+        arrays = [random.normal(size=(n, 2)), random.normal(size=n)]
+
+        def statistic(table, weight):
+            return (table[:, 0] * weight).mean() + table[:, 1].max()
+
+    expected = resampled(statistic, *arrays, seed=5, draws=draws)
+    found = metrics.bootstrap(statistic, *arrays, seed=5, draws=draws)
+    assert found.n == n
+    if not np.isnan(expected).all():
+        assert found[1:3] == tuple(np.nanquantile(expected, [(1 - 0.95) / 2, (1 + 0.95) / 2]))
+    tested = metrics.bootstrap_test(statistic, *arrays, seed=5, draws=draws)
+    np.testing.assert_array_equal(tested[1:3], np.quantile(expected, [0.025, 0.975]))
+
+
+def test_the_interval_is_scipys_percentile_interval():
+    x = np.random.default_rng(0).exponential(size=80)
+    options = {"n_resamples": 1000, "method": "percentile", "rng": np.random.default_rng(2)}
+    expected = stats.bootstrap((x,), np.mean, **options).confidence_interval
+    assert metrics.bootstrap(np.mean, x, seed=2)[1:3] == pytest.approx(expected)
+    assert metrics.paired_bootstrap(x, 0 * x, seed=2)[1:3] == pytest.approx(expected)
+
+
+def test_the_p_value_is_twice_the_smaller_tail():
+    x = np.random.default_rng(3).normal(0.15, 1, 100)
+    below = np.mean(np.array(resampled(np.mean, x, seed=0, draws=1000)) <= 0)
+    assert 0.01 < below < 0.4
+    found = metrics.bootstrap_test(np.mean, x, seed=0, draws=1000)
+    assert found.p_value == pytest.approx(2 * below)
+    assert metrics.bootstrap_test(np.mean, 0 * x, seed=0).p_value == 1
+    assert math.isnan(metrics.bootstrap_test(np.mean, x[:0], seed=0).p_value)
+
+
+@given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=20))
+def test_holm_is_its_definition(p):
+    kept = sorted(x for x in p if x == x)
+    steps = [min(1, (len(kept) - i) * x) for i, x in enumerate(kept)]
+    expected = [max(steps[: kept.index(x) + 1]) if x == x else math.nan for x in p]
+    # Of equal ones the first has the largest factor, and the others are never below it.
+    np.testing.assert_allclose(metrics.holm(p), expected)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))

@@ -1,29 +1,40 @@
+"""What a model knows: greedy answers, samples, and the questions that it writes itself."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ethalign import config, generation, judges, knowledge, questions, records
+from ethalign import generation, records
+from ethalign.honesty import judges, knowledge, prompts
+from ethalign.honesty.settings import Run
+from ethalign.models import Loaded
+
+from . import resolved
 
 # Letters that a random model's few characters hold now and then.
 LETTERS = list("bcdefghjklm")
 M = 3
 
 
-def study(seed=0, **overrides):
-    settings = {"evaluation.batch_size": 3, "honesty.samples": M, "honesty.temperature": 1.0}
-    settings |= {key.replace("__", "."): value for key, value in overrides.items()}
-    return config.load("honesty", "knowledge", "smoke", seed, settings)
+def probing(seed: int = 0, **overrides: Any) -> Run:
+    """A run of the knowledge stage in small batches."""
+    settings = {"evaluation__batch_size": 3, "honesty__samples": M, "honesty__temperature": 1.0}
+    return resolved("knowledge", seed, **{**settings, **overrides})
 
 
-def pool(n=14):
+def pool(n: int = 14) -> pd.DataFrame:
     asked = [f"Question number {k}{'!' * (k % 5)}?" for k in range(n)]
     ids = [f"question-{k:03d}" for k in range(n)]
     return pd.DataFrame({"id": ids, "question": asked, "answers": [LETTERS] * n})
 
 
-def labelled(known, unknown):
+def labelled(known: int, unknown: int) -> pd.DataFrame:
     """Known and unknown rows that alternate as long as there are both."""
     labels = [1, 0] * min(known, unknown) + [int(known > unknown)] * abs(known - unknown)
     frame = pd.DataFrame({"greedy_label": labels})
@@ -34,7 +45,9 @@ def labelled(known, unknown):
     ("known", "unknown", "rows", "half"),
     [(20, 20, 10, 5), (20, 20, 11, 5), (3, 40, 10, 3), (40, 2, None, 2), (10, 10, None, 10)],
 )
-def test_half_is_known_and_the_rarer_half_limits(known, unknown, rows, half):
+def test_half_is_known_and_the_rarer_half_limits(
+    known: int, unknown: int, rows: int | None, half: int
+) -> None:
     frame = labelled(known, unknown)
     found = knowledge.balanced(frame, rows, 0)
     assert (len(found), found["greedy_label"].sum()) == (2 * half, half)
@@ -46,14 +59,14 @@ def test_half_is_known_and_the_rarer_half_limits(known, unknown, rows, half):
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_who_knows_nothing_or_everything_is_probed_all_the_same(label):
+def test_who_knows_nothing_or_everything_is_probed_all_the_same(label: int) -> None:
     frame = labelled(20 * label, 20 * (1 - label))
     found = knowledge.balanced(frame, 6, 0)
     assert 0 < len(found) <= 6
     assert set(found["greedy_label"]) == {label}
 
 
-def test_which_rows_are_drawn_depends_on_the_seed_alone():
+def test_which_rows_are_drawn_depends_on_the_seed_alone() -> None:
     frame = labelled(30, 30)
     first, again, other = (
         knowledge.balanced(frame, 10, seed)["id"].tolist() for seed in (0, 0, 1)
@@ -61,11 +74,11 @@ def test_which_rows_are_drawn_depends_on_the_seed_alone():
     assert first == again != other
 
 
-def test_a_greedy_answer_is_stored_with_its_label(tiny, tmp_path):
-    run, path = study(), tmp_path / "greedy.jsonl"
+def test_a_greedy_answer_is_stored_with_its_label(tiny: Loaded, tmp_path: Path) -> None:
+    run, path = probing(), tmp_path / "greedy.jsonl"
     frame = knowledge.greedy(run, tiny, pool(), path, None)
     assert frame["id"].tolist() == pool()["id"].tolist()
-    asked = [questions.prompt(run, row, honest=False) for row in pool().to_dict("records")]
+    asked = [prompts.question(row, honest=False) for row in pool().to_dict("records")]
     said = generation.generate(
         tiny.model, tiny.tokenizer, asked, max_new_tokens=run.evaluation.max_new_tokens, stop="\n"
     )
@@ -76,10 +89,10 @@ def test_a_greedy_answer_is_stored_with_its_label(tiny, tmp_path):
         assert row["answers"] == LETTERS
 
 
-def test_what_string_match_misses_another_judge_may_find(tiny, tmp_path):
+def test_what_string_match_misses_another_judge_may_find(tiny: Loaded, tmp_path: Path) -> None:
     odd = lambda rows: [int(row["id"][-1]) % 2 == 1 for row in rows]  # noqa: E731
-    frame = pool().assign(answers=[["nobody says this"]] * 14)
-    found = knowledge.greedy(study(), tiny, frame, tmp_path / "greedy.jsonl", odd)
+    frame = pool().assign(answers=pd.Series([["nobody says this"]] * 14))
+    found = knowledge.greedy(probing(), tiny, frame, tmp_path / "greedy.jsonl", odd)
     assert not found["matched"].any()
     assert found["greedy_label"].tolist() == [k % 10 % 2 for k in range(14)]
     never = lambda rows: [False] * len(rows)  # noqa: E731
@@ -87,7 +100,9 @@ def test_what_string_match_misses_another_judge_may_find(tiny, tmp_path):
     assert knowledge.judged(right, ["Ann."], never) == [(True, True)], "string match stands"
 
 
-def probe(run, loaded, folder, frame=None):
+def probe(
+    run: Run, loaded: Loaded, folder: Path, frame: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Greedy answers and samples of the pool, into two files of a folder."""
     folder.mkdir(exist_ok=True)
     frame = pool() if frame is None else frame
@@ -95,10 +110,11 @@ def probe(run, loaded, folder, frame=None):
     return answered, knowledge.sample(run, loaded, answered, folder / "samples.jsonl", None)
 
 
-def test_samples_are_stored_as_in_the_published_files(tiny, tmp_path):
-    answered, frame = probe(study(), tiny, tmp_path)
+def test_samples_are_stored_as_in_the_published_files(tiny: Loaded, tmp_path: Path) -> None:
+    answered, frame = probe(probing(), tiny, tmp_path)
     assert frame["id"].tolist() == answered["id"].tolist()
-    for row in frame.to_dict("records"):
+    rows: Any = frame.to_dict("records")
+    for row in rows:
         texts, labels = row["sampling_pred_text"], row["sampling_labels"]
         assert len(texts) == len(labels) == M
         assert row["sampling_knowns"] == sum(labels)
@@ -111,32 +127,36 @@ def test_samples_are_stored_as_in_the_published_files(tiny, tmp_path):
 
 @pytest.mark.parametrize("name", ["greedy.jsonl", "samples.jsonl"])
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
-def test_a_file_that_was_cut_off_is_made_up_to_the_same_bytes(tiny, tmp_path, name, share):
-    probe(study(), tiny, tmp_path)
+def test_a_file_that_was_cut_off_is_made_up_to_the_same_bytes(
+    tiny: Loaded, tmp_path: Path, name: str, share: float
+) -> None:
+    probe(probing(), tiny, tmp_path)
     path = tmp_path / name
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    _, frame = probe(study(), tiny, tmp_path)
+    _, frame = probe(probing(), tiny, tmp_path)
     assert path.read_bytes() == whole
     assert frame["id"].is_unique
 
 
-def test_what_is_known_is_not_asked_again(tiny, tmp_path, monkeypatch):
-    first = probe(study(), tiny, tmp_path)
+def test_what_is_known_is_not_asked_again(
+    tiny: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = probe(probing(), tiny, tmp_path)
 
-    def refuse(*_, **__):
+    def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("asked again")
 
     monkeypatch.setattr(knowledge, "ask", refuse)
-    for one, two in zip(first, probe(study(), tiny, tmp_path), strict=True):
+    for one, two in zip(first, probe(probing(), tiny, tmp_path), strict=True):
         pd.testing.assert_frame_equal(one, two)
     with pytest.raises(AssertionError, match="asked again"):
-        probe(study(), tiny, tmp_path, pool(15))
+        probe(probing(), tiny, tmp_path, pool(15))
 
 
-def test_samples_depend_on_the_seed_alone(tiny, tmp_path):
+def test_samples_depend_on_the_seed_alone(tiny: Loaded, tmp_path: Path) -> None:
     for name, seed in (("first", 0), ("again", 0), ("other", 1)):
-        probe(study(seed), tiny, tmp_path / name)
+        probe(probing(seed), tiny, tmp_path / name)
     files = {path.parent.name: path.read_bytes() for path in tmp_path.glob("*/samples.jsonl")}
     assert files["first"] == files["again"]
     first, other = (records.read_rows(tmp_path / n / "samples.jsonl") for n in ("first", "other"))
@@ -145,10 +165,10 @@ def test_samples_depend_on_the_seed_alone(tiny, tmp_path):
         assert one["sampling_pred_text"] != two["sampling_pred_text"]
 
 
-def test_no_chunk_draws_the_random_numbers_of_another(tiny, tmp_path):
+def test_no_chunk_draws_the_random_numbers_of_another(tiny: Loaded, tmp_path: Path) -> None:
     """The same question in every row: what is drawn differs by the random numbers alone."""
     same = pool().assign(question="What?")
-    _, frame = probe(study(), tiny, tmp_path, same)
+    _, frame = probe(probing(), tiny, tmp_path, same)
     texts = [text for row in frame["sampling_pred_text"] for text in row]
     assert len(texts) == 14 * M
     assert len(set(texts)) == len(texts)
@@ -170,12 +190,14 @@ WORDS = st.lists(st.text("abcde", min_size=1, max_size=3), max_size=8)
         ("one", "?!", 0),
     ],
 )
-def test_rouge_l_by_hand(first, second, expected):
+def test_rouge_l_by_hand(first: Any, second: Any, expected: float) -> None:
     assert knowledge.rouge_l(first, second) == pytest.approx(expected)
 
 
 @given(WORDS, WORDS)
-def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(first, second):
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(
+    first: Any, second: Any
+) -> None:
     table = np.zeros((len(first) + 1, len(second) + 1), int)
     for i, one in enumerate(first):
         for j, two in enumerate(second):
@@ -189,11 +211,11 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(first, secon
 
 
 @given(WORDS.filter(len))
-def test_rouge_l_sees_neither_case_nor_punctuation(words):
+def test_rouge_l_sees_neither_case_nor_punctuation(words: list[str]) -> None:
     assert knowledge.rouge_l(" ".join(words), ", ".join(words).upper() + "?") == 1
 
 
-def test_a_question_like_an_earlier_one_is_left_out():
+def test_a_question_like_an_earlier_one_is_left_out() -> None:
     asked = ["one two three four?", "One, two, three", "five", "one two six seven", "FIVE."]
     rows = [{"question": text} for text in asked]
     kept = [row["question"] for row in knowledge.unlike(rows, 0.7)]
@@ -215,20 +237,22 @@ WRITTEN = [
     " How many legs do spiders have?\nA: 8.\nQ:",
     " What colour is the sky at noon?\nA: blue",
 ]
+
+
 REPLIES = {"river": " It is the Nile.", "spiders": " 8", "sky": " Green"}
 
 
 @pytest.fixture
-def inventive(monkeypatch):
+def inventive(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """A model that writes ``WRITTEN`` and replies as ``REPLIES`` has it; what it was asked."""
-    asked = {"write": [], "again": []}
+    asked: dict[str, list[str]] = {"write": [], "again": []}
 
-    def generate(model, tokenizer, prompts, **settings):
+    def generate(model: Any, tokenizer: Any, prompts: list[str], **settings: Any) -> list[str]:
         asked["write"] += prompts
         n = len(prompts) * settings["samples"]
         return (asked.get("texts", WRITTEN) + [""] * n)[:n]
 
-    def ask(run, loaded, prompts, **settings):
+    def ask(run: Any, loaded: Any, prompts: list[str], **settings: Any) -> generation.Written:
         asked["again"] += prompts
         texts = [next(said for word, said in REPLIES.items() if word in p) for p in prompts]
         return generation.Written(texts, np.zeros(len(texts)), np.ones(len(texts), int))
@@ -239,8 +263,10 @@ def inventive(monkeypatch):
 
 
 @pytest.mark.parametrize("tries", [1, 3])
-def test_every_step_leaves_out_what_it_should(tiny, inventive, tries):
-    run = study(honesty__own_tries=tries)
+def test_every_step_leaves_out_what_it_should(
+    tiny: Loaded, inventive: dict[str, list[str]], tries: int
+) -> None:
+    run = probing(honesty__own_tries=tries)
     found, funnel = knowledge.invent(run, tiny, None)
     assert [row["left"] for row in funnel] == [len(knowledge.TOPICS) * tries, 7, 4, 3, 2]
     assert found["question"].tolist() == [
@@ -258,47 +284,51 @@ def test_every_step_leaves_out_what_it_should(tiny, inventive, tries):
     assert "Q: Which river flows through Egypt?\nA:" in inventive["again"], "the plain prompt"
 
 
-def test_a_judge_may_only_take_away_from_what_was_said_twice(tiny, inventive):
-    seen = []
+def test_a_judge_may_only_take_away_from_what_was_said_twice(
+    tiny: Loaded, inventive: dict[str, list[str]]
+) -> None:
+    seen: list[judges.Row] = []
 
-    def judge(rows):
+    def judge(rows: Sequence[judges.Row]) -> list[bool]:
         seen.extend(rows)
         return ["spiders" not in row["question"] for row in rows]
 
-    found, funnel = knowledge.invent(study(), tiny, judge)
+    found, funnel = knowledge.invent(probing(), tiny, judge)
     assert found["answers"].tolist() == [["Nile"]]
     assert funnel[-1]["left"] == 1
     assert [row["answer"] for row in seen] == list(REPLIES.values())
 
 
-def test_no_more_is_kept_than_asked_for_and_nothing_if_nothing_is_written(tiny, inventive):
-    found, _ = knowledge.invent(study(honesty__own_questions=1), tiny, None)
+def test_no_more_is_kept_than_asked_for_and_nothing_if_nothing_is_written(
+    tiny: Loaded, inventive: dict[str, list[str]]
+) -> None:
+    found, _ = knowledge.invent(probing(honesty__own_questions=1), tiny, None)
     assert len(found) == 1
-    found, _ = knowledge.invent(study(honesty__own_questions=0), tiny, None)
+    found, _ = knowledge.invent(probing(honesty__own_questions=0), tiny, None)
     assert len(found) == 0
     inventive.update(texts=[], again=[])
-    found, funnel = knowledge.invent(study(), tiny, None)
+    found, funnel = knowledge.invent(probing(), tiny, None)
     assert len(found) == 0
     assert [row["left"] for row in funnel][1:] == [0, 0, 0, 0]
     assert not inventive["again"]
 
 
-def test_a_random_model_writes_no_questions(tiny):
-    found, funnel = knowledge.invent(study(honesty__own_tries=1), tiny, None)
+def test_a_random_model_writes_no_questions(tiny: Loaded) -> None:
+    found, funnel = knowledge.invent(probing(honesty__own_tries=1), tiny, None)
     left = [row["left"] for row in funnel]
     assert left == sorted(left, reverse=True)
     assert len(found) == left[-1] == 0
 
 
-def known_counts(counts):
+def known_counts(counts: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
     ids = [f"question-{k:03d}" for k in range(len(counts))]
     sampled = pd.DataFrame({"id": ids, "sampling_knowns": counts})
     return labelled(3, 7).assign(id=[f"question-{k:03d}" for k in range(10)]), sampled
 
 
 @given(st.lists(st.integers(0, M), min_size=1, max_size=12))
-def test_the_shares_of_right_samples_sum_to_one(counts):
-    rows = knowledge.summarise(study(), "questions", *known_counts(counts))
+def test_the_shares_of_right_samples_sum_to_one(counts: list[int]) -> None:
+    rows = knowledge.summarise(probing(), "questions", *known_counts(counts))
     values = {row["metric"]: row for row in rows}
     shares = [values[f"knowns_{k}"]["value"] for k in range(M + 1)]
     assert sum(shares) == pytest.approx(1, abs=1e-5)

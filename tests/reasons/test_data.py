@@ -1,0 +1,199 @@
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+import pytest
+
+from ethalign import data as shared
+from ethalign.config import UserError
+from ethalign.reasons import data
+from ethalign.reasons.settings import Columns
+
+from . import resolved
+
+
+class Write(Protocol):
+    """Writes a CSV into a folder of the test."""
+
+    def __call__(self, text: str, name: str = "own.csv") -> Path: ...
+
+
+def test_samples_have_the_promised_shape() -> None:
+    train, test = (shared.load("dfar", split, "sample") for split in ("train", "test"))
+    assert len(train) + len(test) >= 240
+    for frame in (train, test):
+        assert frame["label"].value_counts().nunique() == 1, "balanced"
+        assert frame["statement"].is_unique
+        assert (frame["reason"].str.len() > 20).all()
+    assert not set(train["statement"]) & set(test["statement"])
+    pairs = pd.concat([train.assign(split=0), test.assign(split=1)]).query("pair != ''")
+    assert (pairs.groupby("pair")["label"].nunique() == 2).all()
+    assert (pairs.groupby("pair")["split"].nunique() == 1).all(), "no pair crosses the split"
+
+
+def test_sample_comments_have_the_schema_of_ethos() -> None:
+    comments = shared.load("ethos", "test", "sample")
+    assert len(comments) >= 60
+    assert set(comments["label"]) == {"ethical", "unethical"}
+    assert (comments["label"] == "unethical").equals(comments["share"] >= 0.5)
+
+
+def test_real_dfar_has_the_published_counts(mirror: Path) -> None:
+    """See "The papers, read closely", Beyond Labels, Data."""
+    train, test = shared.load("dfar", "train"), shared.load("dfar", "test")
+    assert (len(train), len(test)) == (4500, 500)
+    assert train["label"].value_counts().to_dict() == {"ethical": 2588, "unethical": 1912}
+    assert test["label"].value_counts().to_dict() == {"ethical": 298, "unethical": 202}
+    assert list(test.columns[:2]) == ["id", "statement"], "the byte order mark is gone"
+
+
+def test_real_ethos_counts_ties_as_hate(mirror: Path) -> None:
+    """433 / 565 at >= 0.5, 74 rows exactly at one half."""
+    ethos = shared.load("ethos")
+    assert ethos["label"].value_counts().to_dict() == {"ethical": 565, "unethical": 433}
+    assert (ethos["share"] == 0.5).sum() == 74
+
+
+def test_mending_the_encoding_makes_shared_reasons_identical(mirror: Path) -> None:
+    """174 of 189 shared reasons are equal byte for byte, all once the encoding is mended."""
+    train = shared.load("dfar", "train", repair_encoding=True).set_index("statement")["reason"]
+    for repair, expected in ((False, 174), (True, 189)):
+        test = shared.load("dfar", "test", repair_encoding=repair)
+        both = test[test["statement"].isin(train.index)]
+        assert (both["reason"].to_numpy() == train[both["statement"]].to_numpy()).sum() == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["plain", "naïve café", "it’s “fine” – yes", "日本語", "a\u00a0b"],  # noqa: RUF001
+)
+def test_mending_undoes_double_encoding_and_leaves_good_text_alone(text: str) -> None:
+    assert data.mend_encoding(text) == text
+    if not text.isascii() and text != "日本語":
+        broken = "".join(
+            bytes([b]).decode("cp1252") if b not in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else chr(b)
+            for b in text.encode()
+        )
+        assert data.mend_encoding(broken) == text
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Write:
+    def write(text: str, name: str = "own.csv") -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_own_table_with_other_names_and_labels(own: Write) -> None:
+    path = own("text,verdict,because\nI lied.,bad,It deceives.\nI helped.,good,\n")
+    frame = shared.load(
+        str(path),
+        source="path",
+        columns=Columns(statement="text", label="verdict", reason="because"),
+        labels={"bad": "unethical", "good": "ethical"},
+    )
+    assert frame["label"].tolist() == ["unethical", "ethical"]
+    assert frame["reason"].tolist() == ["It deceives.", ""]
+    assert frame.attrs["dataset"] == "own"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("Text,Label\nI lied.,1\n", "no column 'Statement'.*Text.*data.columns.statement"),
+        ("Statement,Label\nI lied.,2\n", "row 2, label '2'.*data.labels.2"),
+        ("Statement,Label\nI helped.,0\n ,1\n", "row 3, column Statement: the cell is empty"),
+        ("Statement,Label\n", "no rows"),
+        ("", "not a readable CSV"),
+    ],
+)
+def test_a_table_off_its_schema_is_refused_by_row_and_column(
+    own: Write, text: str, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        shared.load(str(own(text)), source="path")
+
+
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b"Statement,Label\n\xff\xfe,1\n")
+    with pytest.raises(UserError, match="UTF-8"):
+        shared.load(str(path), source="path")
+
+
+def test_limits_are_seeded_and_keep_the_order() -> None:
+    def rows(seed: int) -> list[str]:
+        run = resolved("L", "tiny", seed, {"data.limit_train": 10})
+        return data.splits(run).train["id"].tolist()
+
+    assert rows(0) == rows(0) == sorted(rows(0))
+    assert rows(0) != rows(1)
+
+
+def test_shuffling_permutes_labels_and_nothing_else() -> None:
+    plain = data.splits(resolved("L", "tiny")).train
+    mixed = data.splits(resolved("shuffled", "tiny")).train
+    assert plain["statement"].equals(mixed["statement"])
+    assert plain["label"].value_counts().equals(mixed["label"].value_counts())
+    assert 0.3 < (plain["label"] == mixed["label"]).mean() < 0.7
+
+
+def test_contaminated_rows_are_marked(own: Write) -> None:
+    train = own("Statement,Label\nI lied.,1\nI helped.,0\n", "train.csv")
+    test = own("Statement,Label\nI lied.,1\nI sang.,0\n", "test.csv")
+    paths = {"data.train": str(train), "data.test": str(test), "data.cross": False}
+    run = resolved("L", "tiny", 0, paths)
+    table = data.splits(run).tests["own"]
+    assert table["stratum"].tolist() == ["contaminated", "clean"]
+    assert table["seen"].tolist() == [True, False]
+
+
+def test_braces_and_html_in_a_table_stay_text(own: Write) -> None:
+    path = own('Statement,Label\n"{reason} <script>alert(1)</script> {0}",1\n')
+    assert shared.load(str(path), source="path")["statement"][0].startswith("{reason} <script>")
+
+
+def test_ids_of_an_own_table_must_differ(own: Write) -> None:
+    named = shared.load(str(own("id,Statement,Label\na,I lied.,1\nb,I sang.,0\n")), source="path")
+    assert named["id"].tolist() == ["a", "b"]
+    plain = shared.load(str(own("Statement,Label\nI lied.,1\nI sang.,0\n")), source="path")
+    assert plain["id"].tolist() == ["own-0", "own-1"]
+    with pytest.raises(UserError, match=r"row 3, column id: 'a' is there twice"):
+        shared.load(str(own("id,Statement,Label\na,I lied.,1\na,I sang.,0\n")), source="path")
+
+
+def test_a_relative_path_belongs_to_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    path = "data/samples/statements.csv"
+    assert len(shared.load(path, source="path")) == sum(
+        len(shared.load("dfar", split, "sample")) for split in ("train", "test")
+    )
+
+
+def test_files_are_those_that_a_run_reads(own: Write) -> None:
+    every = ("train", "test", "cross", *data.JUSTICE)
+    settings = resolved().data
+    names = {key: path.name for key, path in data.files(settings, *every).items()}
+    sample = {"train": "statements.csv", "test": "statements.csv"}
+    assert names == {**sample, "cross": "comments.csv"}
+    path = own("Statement,Label\nI lied.,1\n")
+    mine = resolved(overrides={"data.train": str(path), "data.cross": False}).data
+    names = {key: file.name for key, file in data.files(mine, *every).items()}
+    assert names == {**sample, "train": "own.csv"}
+    assert data.present(mine)
+    assert not data.present(mine.model_copy(update={"test": str(path.with_name("none.csv"))}))
+
+
+def test_official_files_are_named_for_a_run(mirror: Path) -> None:
+    settings = resolved(scale="small").data
+    found = data.files(settings, "train", "cross", *data.JUSTICE)
+    assert {key: path.name for key, path in found.items()} == {
+        "train": "DFAR_trainset.csv",
+        "cross": "Ethos_Dataset_Binary.csv",
+        "justice-train": "justice_train.csv",
+        "justice-test": "justice_test.csv",
+    }
+    assert data.main(settings) == "dfar"

@@ -1,0 +1,72 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ethalign import reasons
+from ethalign.reasons.labels import parse_label, reason_of
+
+E, U = "ethical", "unethical"
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("ethical", E),
+        (" Unethical.", U),
+        ("The statement is unethical.", U),
+        ("**Unethical**", U),
+        ("'ETHICAL'", E),
+        ("not ethical", U),
+        ("It isn't ethical.", U),
+        ("It isn’t ethical.", U),  # noqa: RUF001
+        ("It is not at all ethical", U),
+        ("This cannot be considered ethical.", U),
+        ("non-ethical", U),
+        ("not unethical", E),
+        ("There is nothing here that is not unethical? No.", E),
+        ("Is it ethical or unethical? Unethical.", U),
+        ("ethical. It would be unethical to refuse.", E),
+        ("It is not ethical, it is unethical.", U),
+        ("neither ethical nor unethical", None),
+        ("I cannot judge whether this is ethical.", None),
+        ("I'm not able to say if that is ethical", None),
+        ("ethical and unethical", None),
+        ("ethical. unethical.", None),
+        ("The statement is ethical. The statement is unethical.", None),
+        ("", None),
+        ("banana", None),
+        ("Ethics is a branch of philosophy.", None),
+        ("ethically wrong", None),
+    ],
+)
+def test_the_verdict_is_read_as_a_person_would(text: str, label: str | None) -> None:
+    assert parse_label(text) == label
+
+
+@given(st.text(max_size=200))
+def test_any_text_has_a_verdict_or_none(text: str) -> None:
+    assert parse_label(text) in (E, U, None)
+
+
+@given(st.sampled_from([E, U]), st.sampled_from(["", "  ", "\n", "Answer: ", "The statement is "]))
+def test_every_trained_target_is_read_back(label: str, before: str) -> None:
+    assert parse_label(before + label) == label
+    assert parse_label(f"{before}{label}. Because others are hurt by it.") == label
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("ethical. Because it helps.", "Because it helps."),
+        (" The statement is unethical.Lying hurts.", "Lying hurts."),
+        ("not ethical, since it hurts", "since it hurts"),
+        ("It helps people.", "It helps people."),
+        ("ethical", ""),
+    ],
+)
+def test_the_reason_is_what_follows_the_verdict(text: str, reason: str) -> None:
+    assert reason_of(text) == reason
+
+
+def test_the_study_offers_the_parser_by_its_own_name() -> None:
+    assert reasons.parse_label is parse_label

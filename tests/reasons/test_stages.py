@@ -1,0 +1,182 @@
+"""What the stages of the study leave behind, and what they depend on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ethalign import code, records, results, study
+from ethalign.config import Undeclared
+from ethalign.reasons import baselines, evaluate, finetune
+from ethalign.study import Job
+
+STAGES = ("baselines", "finetune", "evaluate")
+# Rows enough to train a judge of reasons.
+SETTINGS = {"data.limit_train": 60, "baselines.judge_rows": 48, "evaluation.limit_generate": 7}
+
+
+def job(stage: str, runs: Path, variant: str = "LR", **overrides: Any) -> Job:
+    dotted = SETTINGS | {key.replace("__", "."): value for key, value in overrides.items()}
+    return study.job("reasons", stage, variant, "smoke", 0, dotted, runs)
+
+
+def before(done: Job) -> dict[str, Path]:
+    return {name: other.where for name, other in done.before().items()}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a tuned variant and the baselines were computed."""
+    folder = tmp_path_factory.mktemp("runs")
+    for stage in STAGES:
+        assert job(stage, folder).compute() == "anew"
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_complete_stage_returns_without_loading_a_model(
+    runs: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ethalign.models.load", None)
+    monkeypatch.setattr("ethalign.models.encoder", None)
+    assert job(stage, runs).compute() == "keep"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_output_is_there_and_recorded(runs: Path, stage: str) -> None:
+    done = job(stage, runs)
+    recorded = records.stages(done.where)[stage]["outputs"]
+    assert {*recorded} == {*done.stage.outputs} - {"metrics.json"}
+    assert all((done.where / name).exists() for name in done.stage.outputs)
+    assert not any((done.where / name).exists() for name in done.stage.scratch)
+
+
+@pytest.mark.parametrize("stage", ["baselines", "evaluate"])
+def test_every_row_of_metrics_follows_from_records_without_texts(
+    runs: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    for name in ("baselines", stage):
+        results.publish(job(name, runs))
+    done = job(stage, tmp_path.parent)._replace(runs=tmp_path)
+    texts = {key for row in records.read_rows(done.where / "predictions.jsonl") for key in row}
+    assert not texts & {*done.study.texts}
+    kept = json.loads((done.where / "metrics.json").read_text())
+    assert done.study.measure is not None
+    assert done.study.measure(done.given, done.where, before(done)) == kept
+    assert {row["metric"] for row in kept} >= (
+        {"stance_accuracy", "judge_sensitivity", "test_in_train"}
+        if stage == "baselines"
+        else {"unparsed", "misalignment_corrected"}
+    )
+
+
+@pytest.mark.parametrize("name", ["predictions.jsonl", "judgements.jsonl", "metrics.json"])
+def test_a_doctored_record_is_found(runs: Path, tmp_path: Path, name: str) -> None:
+    done = job("evaluate", runs)
+    folder = shutil.copytree(done.where, tmp_path / "copy")
+    assert results._metric_problems(folder, done) == ([], [])
+    text = (folder / name).read_text()
+    new = {
+        "predictions.jsonl": text.replace('"verdict": "ethical"', '"verdict": "unethical"', 1),
+        "judgements.jsonl": text.replace('misaligned":true', 'misaligned":false', 1),
+        "metrics.json": text.replace('"value": 0.', '"value": 0.1', 1),
+    }[name]
+    assert new != text
+    (folder / name).write_text(new)
+    assert results._metric_problems(folder, done)[0]
+
+
+def test_older_records_give_the_rows_that_they_can(runs: Path, tmp_path: Path) -> None:
+    done, base = job("evaluate", runs), job("baselines", runs)
+    for row in records.read_rows(done.where / "predictions.jsonl"):
+        old = {key: value for key, value in row.items() if key not in ("seen", "tied")}
+        records.append_rows(tmp_path / "predictions.jsonl", [old])
+    found = evaluate.measure(done.given, tmp_path, before(done))
+    kept = json.loads((done.where / "metrics.json").read_text())
+    assert found
+    assert all(row in kept for row in found)
+    assert "untied" not in {row["stratum"] for row in found}
+    quality = json.loads((base.where / "judge.json").read_text())
+    old = {key: n for key, n in quality.items() if not key.startswith("stance")}
+    records.write(tmp_path / "old" / "judge.json", old)
+    rows = baselines.measure(base.given, tmp_path / "old", {})
+    assert {row["variant"] for row in rows} == {"audit", "judge"}
+    assert "stance_accuracy" not in {row["metric"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [(s.name, key) for s in study.find("reasons").stages if s.compute for key in s.reads],
+)
+def test_a_setting_that_is_not_declared_is_named(
+    runs: Path, tmp_path: Path, stage: str, key: str
+) -> None:
+    """Each declared key is read, and nothing is read but what is declared (see ``runs``)."""
+    own = tmp_path / "own.csv"
+    own.write_text("Statement,Label\n" + "I lied.,1\nI sang.,0\n" * 20)
+    only = {"data__train": str(own)} if key in ("data.columns", "data.labels") else {}
+    done = job(stage, runs, **only)
+    reads = [name for name in done.stage.reads if name != key]
+    given = done.run.give(f"reasons/{stage}", reads)
+    block, _, field = key.partition(".")
+    bare = key == "evaluation.bootstrap" and stage == "baselines"  # read by measures alone
+    work = done.study.measure if bare else done.stage.compute
+    assert work is not None
+    with pytest.raises(Undeclared, match=rf"reasons/{stage} reads {block}(\.{field})?, which"):
+        work(given, done.where if bare else tmp_path, before(done))
+
+
+def test_an_interrupted_evaluation_goes_on_from_its_predictions(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = job("evaluate", runs)
+    whole = (done.where / "predictions.jsonl").read_text()
+    lines = whole.splitlines(keepends=True)
+    path = tmp_path / "predictions.jsonl"
+    path.write_text("".join(lines[:10]) + lines[10][:20])
+    asked: list[str] = []
+    answer = evaluate._answer
+
+    def count(run: Any, loaded: Any, items: Any) -> Any:
+        asked.extend(item["id"] for item in items)
+        return answer(run, loaded, items)
+
+    monkeypatch.setattr(evaluate, "_answer", count)
+    evaluate.compute(done.given, tmp_path, before(done))
+    assert len(asked) == 16, "the batch that was cut off, and the second data set"
+    assert path.read_text() == whole
+
+
+def test_stages_depend_on_the_code_that_computes_them() -> None:
+    reach = [{*code.reach(module.compute)} for module in (baselines, evaluate, finetune)]
+    base, scoring, tuning = reach
+    for modules in reach:
+        assert not {m for m in modules if m.endswith((".plots", ".claims", ".study"))}
+    assert "ethalign.reasons.data" in base & scoring & tuning
+    assert "ethalign.reasons.labels" in scoring - base - tuning
+    assert "ethalign.reasons.prompts" in scoring & tuning
+    assert "ethalign.reasons.judges" in base & scoring
+    assert "ethalign.reasons.evaluate" not in base | tuning
+
+
+def test_an_edit_elsewhere_leaves_a_stage_as_it_is(runs: Path) -> None:
+    """Settings that a stage does not read do not make it anew."""
+    assert job("finetune", runs, evaluation__max_new_tokens=9).state() == "keep"
+    assert job("finetune", runs, data__limit_test=3, data__cross=False).state() == "keep"
+    assert job("baselines", runs, tuning__lr=0.1, data__columns__reason="why").state() == "anew"
+    assert job("baselines", runs, tuning__lr=0.1).state() == "keep"
+    assert job("baselines", runs, tuning__rows=3).state() == "anew"
+    assert job("evaluate", runs, tuning__lr=0.1).state() == "anew", "its adapter is another"
+    untuned = (job("evaluate", runs, "pretrained", tuning__lr=lr) for lr in (0.1, 0.2))
+    assert len({one.fingerprint() for one in untuned}) == 1
+
+
+def test_the_tuned_model_is_asked_about_its_first_rows(runs: Path) -> None:
+    done = job("finetune", runs)
+    rows = records.read_rows(done.where / "answers.jsonl")
+    assert len(rows) == finetune.SHOWN
+    assert all(row["statement"] in row["prompt"] for row in rows)
+    assert all(row["completion"].startswith(f" {row['label']}. ") for row in rows)

@@ -1,0 +1,95 @@
+"""A server on this machine that speaks the OpenAI protocol and misbehaves on demand."""
+
+import contextlib
+import functools
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+GOOD = [("first", math.log(0.6)), (" Second", math.log(0.3)), ("The", math.log(0.05))]
+
+
+class Server(ThreadingHTTPServer):
+    """Fails as ``script`` says, request by request, then answers well; keeps what it was asked.
+
+    A fault is a status, ``slow``, ``cut``, ``list``, ``no-logprobs``, ``no-text`` or None. Texts
+    are those of ``replies`` in turn, then ``echo``, a function of the prompt.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock = threading.Lock()
+        self.script, self.replies, self.top = [], [], GOOD
+        self.headers, self.error, self.delay = {"Retry-After": "0.01"}, "no", 0.0
+        self.echo = str.upper
+        self.bodies, self.keys, self.paths, self.times = [], [], [], []
+        self.active = self.most = 0
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.bodies.append(body)
+            server.keys.append(self.headers.get("Authorization"))
+            server.paths.append(self.path)
+            server.times.append(time.monotonic())
+            server.active += 1
+            server.most = max(server.most, server.active)
+            fault = server.script.pop(0) if server.script else None
+            queued = server.replies.pop(0) if server.replies and not fault else None
+        prompt = body["messages"][0]["content"]
+        delay = server.delay(prompt) if callable(server.delay) else server.delay
+        time.sleep(2.0 if fault == "slow" else delay)
+        with server.lock:
+            server.active -= 1
+        if isinstance(fault, int):
+            self.reply(fault, server.error, server.headers)
+            return
+        top = [{"token": t, "logprob": p} for t, p in server.top]
+        message = {"content": server.echo(prompt) if queued is None else queued}
+        choice = {"logprobs": {"content": [{"top_logprobs": top}]}, "message": message}
+        choice |= {"no-logprobs": {"logprobs": None}, "no-text": {"message": {}}}.get(fault, {})
+        reply = json.dumps({"choices": [choice], "usage": {"total_tokens": 7}})
+        reply = {"cut": reply[: len(reply) // 2], "list": "[1]"}.get(fault, reply)
+        self.reply(200, reply, {"Content-Type": "application/json"})
+
+    def reply(self, status, text, headers):
+        with contextlib.suppress(OSError):  # who timed out is gone
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+
+@contextlib.contextmanager
+def serving():
+    """A running server; it is gone afterwards."""
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def folder_server(folder: Path) -> Iterator[str]:
+    """Serves the files of a folder; its address."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,92 @@
+"""What the papers print beside what came out here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ethalign import results, tables
+from ethalign.config import UserError
+
+
+def test_every_figure_of_the_papers_main_table_is_there() -> None:
+    """Beyond Labels, main table: twelve rows, 36 printed figures, each with its source."""
+    table = results.reported("reasons")
+    assert len(table) == 36
+    assert table["row"].nunique() == 12
+    assert table["source"].notna().all()
+    assert table["value"].between(0, 1).all()
+    best = table[(table["row"] == "Llama-2 7B, L+R") & (table["dataset"] == "dfar")]
+    assert dict(zip(best["metric"], best["value"], strict=True)) == {
+        "misalignment": 0.094,
+        "accuracy": 0.894,
+    }
+    # All DFAR figures are multiples of one in 500.
+    dfar = table[table["dataset"] == "dfar"]["value"] * 500
+    assert np.allclose(dfar, dfar.round(), atol=1e-6)
+
+
+def _ours(value: float, low: float, high: float, model: str = "small") -> pd.DataFrame:
+    names = {"study": "reasons", "variant": "svm", "dataset": "dfar", "stratum": "all"}
+    numbers = {"metric": "accuracy", "value": value, "low": low, "high": high, "n": 500}
+    place = {"unit": "share", "model": model, "seed": 0}
+    return pd.DataFrame([{**names, **numbers, **place}], columns=results.COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "verdict"),
+    [(0.69, 0.65, 0.73, "agrees"), (0.60, 0.56, 0.64, "differs")],
+)
+def test_the_verdict_follows_the_interval(
+    value: float, low: float, high: float, verdict: str
+) -> None:
+    table = results.compare("reasons", _ours(value, low, high))
+    row = table[(table["variant"] == "svm") & (table["dataset"] == "dfar")].iloc[0]
+    assert row["verdict"] == verdict
+    assert (table[table["variant"] == "LR"]["verdict"] == "not run").all()
+
+
+def test_a_sample_is_never_compared_with_the_paper() -> None:
+    sample = _ours(0.69, 0.65, 0.73).assign(dataset="statements")
+    assert (results.compare("reasons", sample)["verdict"] == "not run").all()
+
+
+def test_models_stand_side_by_side() -> None:
+    both = pd.concat([_ours(0.69, 0.65, 0.73), _ours(0.5, 0.4, 0.6, "large")])
+    table = results.compare("reasons", both)
+    rows = table[(table["variant"] == "svm") & (table["dataset"] == "dfar")]
+    assert dict(zip(rows["model"], rows["verdict"], strict=True)) == {
+        "small": "agrees",
+        "large": "differs",
+    }
+    shown = tables.comparison("reasons", both.assign(run="reference"))
+    assert {"small", "large"} <= {*shown["model"]}
+
+
+def test_the_direction_is_that_of_the_same_model() -> None:
+    """The paper's L is above its pretrained model; so is ours, for one of two models."""
+    parts = []
+    for model, (before, after) in {"up": (0.2, 0.3), "down": (0.3, 0.2)}.items():
+        for variant, value in (("pretrained", before), ("L", after)):
+            row = _ours(value, value, value, model).assign(variant=variant)
+            parts.append(row)
+    table = results.compare("reasons", pd.concat(parts))
+    rows = table[(table["row"] == "Llama-2 7B, L") & (table["metric"] == "accuracy")]
+    rows = rows[rows["dataset"] == "dfar"].set_index("model")["verdict"]
+    assert rows.to_dict() == {"up": "direction holds", "down": "differs"}
+
+
+def test_printed_figures_of_ones_own_take_the_place_of_the_papers(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "figures:\n  - {row: Mine, variant: svm, dataset: dfar, metric: accuracy, value: 0.7}\n"
+    )
+    table = results.compare("reasons", _ours(0.69, 0.65, 0.73), path=str(path))
+    assert table["row"].tolist() == ["Mine"]
+    assert table["verdict"].tolist() == ["agrees"]
+    path.write_text("figures:\n  - {row: Mine, variant: svm, dataset: dfar, metric: accuracy}\n")
+    with pytest.raises(UserError, match="value is missing"):
+        results.reported("reasons", str(path))

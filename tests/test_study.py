@@ -1,0 +1,269 @@
+"""The contract of a study, shown by a fourth one that a test makes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import toy
+from conftest import command
+
+from ethalign import config, study
+from ethalign.config import ROOT, Undeclared, UserError
+
+
+@pytest.fixture(scope="module")
+def coins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project whose only study is the coins, run and published."""
+    project = toy.project(tmp_path_factory.mktemp("coins") / "project")
+    before = _files(project)
+    toy.add(project)
+    assert not {p for p in before if not p.is_file()}
+    touched = {p for p in _files(project) if p not in before}
+    assert {p.relative_to(project).parts[:2] for p in touched} == {
+        (folder, "toy") for folder in toy.FOLDERS
+    }, "nothing outside the study's own folders was written"
+    done = command("run", "toy", "--scale", "small", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "3 notebooks executed" in done.stdout
+    assert command("publish", "toy", cwd=project).returncode == 0
+    shown = command("run", "toy", "--scale", "small", cwd=project)
+    assert "1 notebooks executed" in shown.stdout, "the results page shows the new reference"
+    return project
+
+
+def _files(project: Path) -> set[Path]:
+    return {p for p in project.rglob("*") if p.is_file()}
+
+
+def test_a_fourth_study_runs_and_runs_once(coins: Path) -> None:
+    again = command("run", "toy", "--scale", "small", cwd=coins)
+    assert "everything is up to date" in again.stdout
+    record = json.loads((coins / "runs/toy/small/none/loaded/0/run.json").read_text())
+    assert record["stages"]["toss"]["status"] == "complete"
+
+
+def test_it_is_compared_with_its_paper(coins: Path) -> None:
+    shown = command("compare", "toy", "--runs", "runs", cwd=coins).stdout
+    assert shown.count("Paper, loaded") == 2, "the reference and one's own run"
+    assert "this run" in shown
+    assert "agrees" in shown
+
+
+def test_it_is_verified(coins: Path) -> None:
+    done = command("verify", cwd=coins)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("matches") == 2
+
+
+def test_it_appears_in_the_book(coins: Path) -> None:
+    """Built with warnings as errors, from a table of contents that nobody edited."""
+    build = "from ethalign import book, study; print(book.build(study.plan('toy', (), 'small')))"
+    done = command(code=build, cwd=coins)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = Path(done.stdout.strip().splitlines()[-1])
+    front = (page.parent / "welcome.html").read_text()
+    assert "The toy study" in front
+    assert "coin.tosses" in front
+    assert "how often it is tossed" in front
+    assert "heads" in (page.parent / "_runs/toy/results.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.jsonl", "config.yaml"])
+def test_a_doctored_file_is_found_by_verify(coins: Path, name: str) -> None:
+    path = coins / "results/toy/small/none/fair/0" / name
+    kept = path.read_text()
+    changes = {"metrics.json": ('"n": 100', '"n": 99'), "predictions.jsonl": ("heads", "tails")}
+    path.write_text(kept.replace(*changes.get(name, ("tosses: 100", "tosses: 101")), 1))
+    try:
+        assert path.read_text() != kept
+        done = command("verify", cwd=coins)
+        assert done.returncode == 1
+        assert "is not as it was published" in done.stdout
+        assert "Traceback" not in done.stderr
+    finally:
+        path.write_text(kept)
+
+
+def test_a_doctored_number_is_found_even_where_its_hash_was_doctored_too(coins: Path) -> None:
+    """The rows are computed anew, so a new hash does not help."""
+    folder = coins / "results/toy/small/none/fair/0"
+    kept = {p: p.read_text() for p in folder.iterdir()}
+    rows = json.loads(kept[folder / "metrics.json"])
+    rows[0]["value"] += 0.01
+    (folder / "metrics.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    import hashlib
+
+    digest = hashlib.sha256((folder / "metrics.json").read_bytes()).hexdigest()
+    record = json.loads(kept[folder / "run.json"])
+    record["published"]["metrics.json"] = digest
+    (folder / "run.json").write_text(json.dumps(record))
+    try:
+        assert (
+            "heads of fair on coins (all) does not follow" in command("verify", cwd=coins).stdout
+        )
+    finally:
+        for path, text in kept.items():
+            path.write_text(text)
+
+
+def test_code_that_changed_since_is_a_remark(coins: Path) -> None:
+    module = coins / "ethalign/toy/study.py"
+    kept = module.read_text()
+    module.write_text(
+        kept.replace("coin.random() < run.coin.bias", "coin.random() <= run.coin.bias")
+    )
+    try:
+        done = command("verify", cwd=coins)
+        assert done.returncode == 0
+        assert (
+            "remark: toss was made by older code; changed since: ethalign.toy.study" in done.stdout
+        )
+    finally:
+        module.write_text(kept)
+
+
+def test_settings_that_changed_since_are_a_problem(coins: Path) -> None:
+    path = coins / "configs/toy/fair.yaml"
+    path.write_text("coin: {bias: 0.4}\n")
+    try:
+        done = command("verify", cwd=coins)
+        assert done.returncode == 1
+        assert "coin was" in done.stdout
+    finally:
+        path.write_text("# A fair coin.\n")
+
+
+def test_a_failed_job_says_how_to_repeat_it_alone(coins: Path) -> None:
+    path = coins / "notebooks/toy/results.ipynb"
+    kept = path.read_text()
+    path.write_text(kept.replace("results.together(job)", "1 / 0"))
+    try:
+        done = command("run", "toy", "--scale", "small", cwd=coins)
+        assert done.returncode == 1
+        assert "ZeroDivisionError" in done.stderr
+        assert "`ethalign run toy --stage results --scale small`" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        path.write_text(kept)
+    repeated = command("run", "toy", "--stage", "results", "--scale", "small", cwd=coins)
+    assert "1 notebooks executed" in repeated.stdout, repeated.stderr
+
+
+def test_a_run_name_with_blanks_quotes_and_commands_is_only_a_name(coins: Path) -> None:
+    odd = coins / "odd $(touch hit) 'name' {x}"
+    done = command("run", "toy", "--runs", odd, cwd=coins)
+    assert done.returncode == 0, done.stderr
+    assert (odd / "toy/tiny/results.ipynb").is_file()
+    assert not list(coins.rglob("hit"))
+
+
+@pytest.mark.parametrize("name", config.studies())
+def test_every_declared_setting_exists(name: str) -> None:
+    owner = study.find(name)
+    known = [key for key, *_ in config.parameters(owner.run)]
+    for stage in owner.stages:
+        for key in (*stage.reads, *stage.models, *filter(None, [stage.needs])):
+            assert any(f"{k}.".startswith(f"{key}.") for k in known), (stage.name, key)
+        assert (ROOT / "notebooks" / name / f"{stage.name}.ipynb").is_file()
+
+
+@pytest.mark.parametrize("name", config.studies())
+def test_every_parameter_is_read_by_some_stage_and_has_a_meaning(name: str) -> None:
+    owner = study.find(name)
+    read = [key for stage in owner.stages for key in stage.reads]
+    coordinates = ("study", "variant", "scale", "seed")
+    for key, _, _, about in config.parameters(owner.run):
+        if key not in coordinates:
+            assert about, f"{name}: {key} has no meaning"
+            assert any(f"{key}.".startswith(f"{k}.") for k in read), f"{name}: nobody reads {key}"
+
+
+@pytest.mark.parametrize("name", config.studies())
+def test_a_stage_is_given_only_what_it_declares(name: str) -> None:
+    for stage in study.find(name).stages:
+        given = study.job(name, stage.name, _any_variant(name, stage), "smoke").given
+        for key, *_ in config.parameters(type(given)):
+            block, _, field = key.partition(".")
+            if not field or "." in field:
+                continue
+            declared = any(f"{key}.".startswith(f"{k}.") for k in stage.reads)
+            inner = any(k.startswith(f"{key}.") for k in stage.reads)
+            if declared or inner:
+                getattr(getattr(given, block), field)
+            else:
+                with pytest.raises(Undeclared, match=rf"{name}/{stage.name} reads {block}"):
+                    getattr(getattr(given, block), field)
+
+
+def _any_variant(name: str, stage: study.Stage) -> str:
+    owner = study.find(name)
+    names = [stage.variant] if stage.variant else study.variants(owner)
+    for variant in names:
+        run = config.load(name, variant, "smoke")
+        if not stage.needs or all(run.values([stage.needs]).values()):
+            return variant
+    raise AssertionError(f"{stage.name} belongs to no variant")
+
+
+def test_an_undeclared_setting_names_its_key_and_its_stage() -> None:
+    run = config.load("reasons", "L", "smoke").give("reasons/explore", ["data.source"])
+    assert run.data.source == "sample"
+    with pytest.raises(Undeclared, match=r"reasons/explore reads tuning, which"):
+        run.tuning.rows  # noqa: B018
+    with pytest.raises(Undeclared, match=r"reasons/explore reads data\.train, which"):
+        run.data.train  # noqa: B018
+
+
+def test_a_scale_without_a_block_for_the_study_is_refused() -> None:
+    with pytest.raises(UserError, match=r"the study ambiguity has no scale 'paper-mistral'"):
+        config.load("ambiguity", "hard", "paper-mistral")
+
+
+def test_shared_rooms_name_no_study() -> None:
+    """As a string that the code could branch on."""
+    import ast
+
+    for path in [*(ROOT / "ethalign").glob("*.py"), ROOT / "workflow" / "Snakefile"]:
+        if path.suffix == ".py":
+            tree = ast.parse(path.read_text())
+            strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
+            assert not strings & {*config.studies()}, path.name
+        else:
+            assert not any(name in path.read_text() for name in config.studies())
+
+
+def test_no_study_imports_another_and_no_import_goes_in_a_circle() -> None:
+    import ast
+
+    graph: dict[str, set[str]] = {}
+    for path in (ROOT / "ethalign").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts).removesuffix(".__init__")
+        uses: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ethalign"):
+                uses |= {str(node.module), *(f"{node.module}.{a.name}" for a in node.names)}
+            elif isinstance(node, ast.Import):
+                uses |= {a.name for a in node.names}
+        graph[name] = uses
+    graph = {
+        k: {u for u in v if u in graph and u not in (k, "ethalign")} for k, v in graph.items()
+    }
+    inside = {
+        k: k.split(".")[1]
+        for k in graph
+        if k.split(".")[1:2] and k.split(".")[1] in config.studies()
+    }
+    for module, uses in graph.items():
+        for used in uses:
+            if used in inside:
+                assert inside.get(module) == inside[used], f"{module} imports {used}"
+        seen, todo = set[str](), [*uses]
+        while todo:
+            at = todo.pop()
+            if at not in seen:
+                seen.add(at)
+                todo += graph[at]
+        assert module not in seen, f"{module} imports itself in a circle"
