@@ -1,13 +1,17 @@
-# `make book` and `make test` need Python 3.11 or newer, pip, make and git; they set up the rest.
+# `make book`, `make lab` and `make test` need Python 3.11 or newer, pip, make and git; they set up
+# the rest.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: book test check fetch clean
+.PHONY: book lab test check fetch clean
 
 book: $(READY)
 	$(BIN)/ethalign book
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
 
 test: $(READY)
 	$(BIN)/python -m pytest
