@@ -25,15 +25,15 @@ from typing import Any
 
 from ethalign import (
     config,
-    data,
     generation,
     models,
-    prompts,
-    questions,
     records,
     scoring,
     tuning,
 )
+from ethalign.honesty import data as questions
+from ethalign.honesty import prompts as asking
+from ethalign.reasons import data, prompts
 
 HERE = Path(__file__).resolve().parent
 ROWS, REPEATS = 96, 3
@@ -47,7 +47,7 @@ def study() -> config.Run:
 
 def training_rows(run: config.Run) -> list[tuple[str, str]]:
     """Prompts and completions of the first training rows."""
-    rows = data.splits(run).tuning.head(ROWS)
+    rows = data.tuned(run).head(ROWS)
     return [
         (
             prompts.question(run.prompt, r["statement"]),
@@ -134,7 +134,7 @@ def score_items() -> tuple[models.Loaded, list[str], list[str]]:
     """Test items of the study, and choices of one and of several tokens."""
     run = study()
     loaded = models.load(run.model.model_copy(update={"dtype": "float32"}))
-    test = next(iter(data.splits(run).tests.values()))
+    test = next(iter(data.tests(run).values()))
     asked = [prompts.question(run.prompt, text) for text in test["statement"]]
     return loaded, asked, [" ethical", " unethical", " not a matter of ethics"]
 
@@ -170,9 +170,9 @@ def score_plain() -> dict[str, Any]:
 def asked() -> tuple[config.Run, list[str]]:
     """Questions of the honesty study's samples, with the plain prompt."""
     run = config.load("honesty", "unaligned", "tiny", overrides={"data.limit_test": 90})
-    table = questions.splits(run).tests["questions"]
+    table = questions.tests(run)["questions"]
     rows = table.to_dict("records")
-    return run, [questions.prompt(run, row, honest=False) for row in rows]
+    return run, [asking.prompt(run, row, honest=False) for row in rows]
 
 
 def sample_ours() -> dict[str, Any]:

@@ -40,17 +40,14 @@ def near_duplicates(
 ) -> pd.DataFrame:
     """The most similar training row of every test row, where it is similar enough.
 
-    Args:
-        train, test: tables with a column ``statement``.
-        threshold: least cosine similarity of character 3- to 5-grams (TF-IDF), 0 to 1.
+    Similarity is the cosine of character 3- to 5-grams (TF-IDF), 0 to 1, of column ``statement``.
 
     Returns:
         Columns ``test_index``, ``train_index`` (positions) and ``similarity``, by position.
     """
     best, similarity = _nearest(train, test)
-    table = pd.DataFrame(
-        {"test_index": np.arange(len(test)), "train_index": best, "similarity": similarity}
-    )
+    places = {"test_index": np.arange(len(test)), "train_index": best}
+    table = pd.DataFrame({**places, "similarity": similarity})
     return table[table["similarity"] >= threshold].reset_index(drop=True)
 
 
@@ -64,9 +61,7 @@ def nearest_label_agreement(train: pd.DataFrame, test: pd.DataFrame) -> metrics.
 def label_flips(table: pd.DataFrame, source: pd.DataFrame) -> pd.DataFrame:
     """Rows whose statement also stands in another table, under another label.
 
-    Args:
-        table: for instance DFAR.
-        source: for instance ETHICS justice, from which DFAR took statements.
+    For instance of DFAR in ETHICS justice, from which DFAR took statements.
 
     Returns:
         Columns ``statement, label, source_label, flipped`` for every shared statement; a
@@ -87,10 +82,9 @@ def _nearest(train: pd.DataFrame, test: pd.DataFrame) -> tuple[NDArray[np.int64]
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5))
     known = vectorizer.fit_transform(train["statement"])
     asked = vectorizer.transform(test["statement"])
-    best, similarity = [], []
-    for start in range(0, asked.shape[0], 500):
-        # In blocks, so that memory does not grow with the product of both tables.
-        block = (asked[start : start + 500] @ known.T).toarray()
-        best.append(block.argmax(1))
-        similarity.append(block.max(1))
+    # In blocks, so that memory does not grow with the product of both tables.
+    starts = range(0, asked.shape[0], 500)
+    blocks = ((asked[start : start + 500] @ known.T).toarray() for start in starts)
+    found = [(block.argmax(1), block.max(1)) for block in blocks]
+    best, similarity = zip(*found, strict=True)
     return np.concatenate(best), np.concatenate(similarity)

@@ -104,7 +104,7 @@ def parameter_table() -> str:
     rows: dict[tuple[str, str, str, str], list[str]] = {}
     for owner in study.everything():
         for name, kind, default, about in config.parameters(owner.run):
-            keys = [s.name for s in owner.stages if _read(name, s.reads)]
+            keys = [s.name for s in owner.stages if _read(name, (*s.reads, *s.handles))]
             if keys:
                 shown = "" if default == "" else f"`{json.dumps(default, default=str)}`"
                 row = (name, kind, shown, about)

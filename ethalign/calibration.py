@@ -1,15 +1,18 @@
 """How far answer probabilities are from the spread of votes.
 
-Pure functions on arrays: probabilities ``(n, k)`` of n items over k answers against vote counts
-``(n, k)``. Scores are per item, so that intervals and paired tests can be had from
-``ethalign.metrics``. Logarithms are natural.
+Pure functions on arrays: probabilities ``(n, k)`` of n items over k answers, or ``(k,)`` for the
+same ones everywhere, against votes ``(n, k)``: ``counts``, or ``human`` for counts or shares (rows
+are divided by their sum). Scores are per item, ``(n,)``, so that intervals and paired tests can be
+had from ``ethalign.metrics``. Logarithms are natural. ``ValueError``: votes that are negative or
+no table of items by answers, probabilities outside [0, 1], shapes that do not fit; where
+something is fitted, also no votes at all.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,11 +42,7 @@ class Bin(NamedTuple):
 
 
 def shares(counts: ArrayLike) -> Floats:
-    """Votes as shares, (n, k); a row without votes is NaN.
-
-    Raises:
-        ValueError: not a table of items by answers, or a negative count.
-    """
+    """Votes as shares, (n, k); a row without votes is NaN."""
     table = _counts(counts)
     whole = table.sum(1, keepdims=True)
     share: Floats = np.divide(table, whole, out=np.full(table.shape, np.nan), where=whole > 0)
@@ -53,19 +52,9 @@ def shares(counts: ArrayLike) -> Floats:
 def cross_entropy(probs: ArrayLike, human: ArrayLike) -> Floats:
     """CE = -sum_k h_k log p_k per item, (n,) (Lourie et al. 2020; Senthilkumar et al. 2024).
 
-    Args:
-        probs: (n, k) probabilities, or (k,) for the same ones everywhere.
-        human: (n, k) vote counts or shares; rows are divided by their sum.
-
-    Returns:
-        Nats per item: infinite where an answer with votes has probability 0, NaN where nobody
-        voted.
-
-    Raises:
-        ValueError: probabilities outside [0, 1], negative votes, or shapes that do not fit.
+    Nats: infinite where an answer with votes has probability 0, NaN where nobody voted.
     """
-    h = shares(human)
-    p = _probabilities(probs, h)
+    p, h = _pair(probs, shares(human))
     with np.errstate(divide="ignore"):
         loss = -(special.xlogy(h, p)).sum(1)
     return np.where(loss == 0, 0.0, loss)  # no negative zero
@@ -78,16 +67,9 @@ def dirichlet_multinomial_nll(alpha: ArrayLike, counts: ArrayLike) -> Floats:
     alpha_k and N = sum_k n_k (Scruples, section on losses; Senthilkumar et al. use it as a
     score). There is no multinomial coefficient: the votes are an ordered sequence.
 
-    Args:
-        alpha: (n, k) concentrations, or (k,) for the same ones everywhere.
-        counts: (n, k) votes. Without votes the likelihood is that of nothing, 1, and its
-            negative logarithm 0.
-
-    Returns:
-        Nats per item: infinite where an answer with votes has concentration 0.
-
-    Raises:
-        ValueError: negative or all-zero concentrations, negative counts, shapes that do not fit.
+    ``alpha`` is (n, k) or (k,), not negative, with a positive sum. Nats: infinite where an answer
+    with votes has concentration 0; without votes the likelihood is that of nothing, 1, and its
+    negative logarithm 0.
     """
     n = _counts(counts)
     a = np.broadcast_to(np.asarray(alpha, dtype=float), n.shape)
@@ -109,9 +91,6 @@ def fit_dirichlet_multinomial(counts: ArrayLike) -> Floats:
     authors' code. An answer that nobody gave ends at the bound. Where every item is unanimous
     or has one vote, votes do not tell concentration from certainty and the fit stays finite
     only through the bounds (at most 1e6).
-
-    Raises:
-        ValueError: no votes at all, or a negative count.
     """
     n = _counts(counts)
     n = n[n.sum(1) > 0]
@@ -129,15 +108,9 @@ def fit_dirichlet_multinomial(counts: ArrayLike) -> Floats:
         slope = -(weight[:, None] * (common[:, None] + each)).sum(0)
         return value / weight.sum(), slope / weight.sum()
 
-    bounds = [(SMALLEST, 1e6)] * n.shape[1]
-    found = optimize.minimize(
-        loss,
-        np.ones(n.shape[1]),
-        jac=True,
-        bounds=bounds,
-        method="L-BFGS-B",
-        options={"ftol": 1e-13, "gtol": 1e-9, "maxiter": 2000},
-    )
+    start, bounds = np.ones(n.shape[1]), [(SMALLEST, 1e6)] * n.shape[1]
+    how: Any = {"ftol": 1e-13, "gtol": 1e-9, "maxiter": 2000}
+    found = optimize.minimize(loss, start, (), "L-BFGS-B", jac=True, bounds=bounds, options=how)
     return np.asarray(found.x, dtype=float)
 
 
@@ -148,9 +121,6 @@ def best_draws(counts: ArrayLike, draws: int, seed: int) -> Floats:
     Dir(alpha + n_i). The oracle answers that distribution's most probable class (for accuracy
     and macro F1 against the plurality of the votes, first one if tied) or the distribution
     itself (for cross-entropy against the shares of the votes).
-
-    Raises:
-        ValueError: no votes at all, or a negative count.
     """
     n = _counts(counts)
     n = n[n.sum(1) > 0]
@@ -162,11 +132,8 @@ def best_draws(counts: ArrayLike, draws: int, seed: int) -> Floats:
         gamma = np.maximum(random.standard_gamma(alpha + n), np.finfo(float).tiny)
         p = gamma / gamma.sum(1, keepdims=True)
         answer = p.argmax(1)
-        out[draw] = (
-            (answer == gold).mean(),
-            f1(answer, gold, k, unseen=True),
-            -special.xlogy(h, p).sum(1).mean(),
-        )
+        loss = -special.xlogy(h, p).sum(1).mean()
+        out[draw] = (answer == gold).mean(), f1(answer, gold, k, unseen=True), loss
     return out
 
 
@@ -175,24 +142,15 @@ def best(counts: ArrayLike, draws: int = 1000, seed: int = 0) -> Best:
 
     The mean over ``best_draws``; the spread of the draws gives an interval.
     """
-    accuracy, macro_f1, loss = best_draws(counts, draws, seed).mean(0)
-    return Best(float(accuracy), float(macro_f1), float(loss))
+    return Best(*map(float, best_draws(counts, draws, seed).mean(0)))
 
 
 def fit_temperature(logits: ArrayLike, human: ArrayLike) -> float:
     """T that minimises the mean cross-entropy of softmax(z / T) to the votes.
 
-    Fit on development items only and apply to the test items (papers.md 4.3).
-
-    Args:
-        logits: (n, k); logarithms of probabilities will do.
-        human: (n, k) counts or shares; rows without votes are left out.
-
-    Returns:
-        A temperature in [0.01, 100].
-
-    Raises:
-        ValueError: no votes, or logits that are not finite.
+    Fit on development items only and apply to the test items (papers.md 4.3). Logits are (n, k)
+    and finite, logarithms of probabilities will do; rows without votes are left out. T lies in
+    [0.01, 100].
     """
     h = shares(human)
     z = np.asarray(logits, dtype=float)
@@ -200,11 +158,7 @@ def fit_temperature(logits: ArrayLike, human: ArrayLike) -> float:
     if z.shape != h.shape or not np.isfinite(z).all() or not kept.any():
         raise ValueError("a temperature needs finite logits, (n, k), and at least one vote")
     z, h = z[kept], h[kept]
-
-    def loss(log_t: float) -> float:
-        return float(-(h * special.log_softmax(z / np.exp(log_t), axis=1)).sum(1).mean())
-
-    return _minimum(loss, 0.01, 100)
+    return _minimum(lambda t: -(h * special.log_softmax(z / t, axis=1)).sum(1).mean(), 0.01, 100)
 
 
 def fit_concentration(probs: ArrayLike, counts: ArrayLike) -> float:
@@ -212,19 +166,12 @@ def fit_concentration(probs: ArrayLike, counts: ArrayLike) -> float:
 
     For models that give probabilities but no certainty. Answers with probability 0 are lifted to
     1e-10, so that one vote cannot decide the fit.
-
-    Raises:
-        ValueError: no votes at all.
     """
-    n = _counts(counts)
-    p = np.maximum(_probabilities(probs, n), SMALLEST)
+    p, n = _pair(probs, _counts(counts))
+    p = np.maximum(p, SMALLEST)
     if not n.sum():
         raise ValueError("there is not one vote to fit a concentration to")
-
-    def loss(log_kappa: float) -> float:
-        return float(dirichlet_multinomial_nll(np.exp(log_kappa) * p, n).mean())
-
-    return _minimum(loss, 1e-3, 1e4)
+    return _minimum(lambda kappa: dirichlet_multinomial_nll(kappa * p, n).mean(), 1e-3, 1e4)
 
 
 def brier(probs: ArrayLike, human: ArrayLike) -> Floats:
@@ -233,15 +180,13 @@ def brier(probs: ArrayLike, human: ArrayLike) -> Floats:
     Equals ``sum_k (p_k - h_k)^2`` plus the votes' own spread ``1 - sum_k h_k^2``, which no
     model can lower.
     """
-    h = shares(human)
-    p = _probabilities(probs, h)
+    p, h = _pair(probs, shares(human))
     return np.asarray(((p - h) ** 2).sum(1) + 1 - (h**2).sum(1), dtype=float)
 
 
 def jensen_shannon(probs: ArrayLike, human: ArrayLike) -> Floats:
     """Jensen-Shannon distance (root of the divergence, base 2) per item, (n,), in [0, 1]."""
-    h = shares(human)
-    p = _probabilities(probs, h)
+    p, h = _pair(probs, shares(human))
     middle = (p + h) / 2
     parts = special.rel_entr(p, middle).sum(1) + special.rel_entr(h, middle).sum(1)
     return np.asarray(np.sqrt(np.maximum(parts, 0) / 2 / np.log(2)), dtype=float)
@@ -249,8 +194,7 @@ def jensen_shannon(probs: ArrayLike, human: ArrayLike) -> Floats:
 
 def entropy(probs: ArrayLike) -> Floats:
     """Entropy of each row in nats, (n,); rows are divided by their sum, a zero row is NaN."""
-    p = shares(probs)
-    return np.asarray(special.entr(p).sum(1), dtype=float)
+    return np.asarray(special.entr(shares(probs)).sum(1), dtype=float)
 
 
 def reliability(
@@ -306,18 +250,12 @@ def disagreement(counts: ArrayLike) -> list[str]:
     """
     table = _counts(counts)
     total, top = table.sum(1), table.max(1, initial=0)
-    five = table.shape[1] == 2 and bool((total == 5).all())
-    names = []
-    for n, m in zip(total.tolist(), top.tolist(), strict=True):
-        if n == 0:
-            names.append("no-votes")
-        elif m == n:
-            names.append("unanimous")
-        elif five:
-            names.append(f"{m:.0f}-{n - m:.0f}")
-        else:
-            names.append("clear" if m >= 0.8 * n else "split")
-    return names
+    names = np.where(top >= 0.8 * total, "clear", "split")
+    if table.shape[1] == 2 and (total == 5).all():
+        names = np.array([f"{m:.0f}-{5 - m:.0f}" for m in top], dtype=str)
+    known = [total == 0, top == total]
+    found: list[str] = np.select(known, ["no-votes", "unanimous"], names).tolist()
+    return found
 
 
 # The scores of the authors' early public code, kept to show what each defect does to a table.
@@ -337,17 +275,17 @@ def early_dilemma_shares(counts: ArrayLike) -> Floats:
     """DEFECTIVE: how often the *numbers* 1 and 0 occur in a pair of counts, over 2.
 
     The field holds two counts and was read as a list of votes: 4-1 becomes (0.5, 0), 5-0 becomes
-    (0, 0.5) and 3-2 becomes (0, 0), whichever action the votes are against (papers.md 2.5,
-    item 2).
+    (0, 0.5) and 3-2 (0, 0), whichever action the votes are against (papers.md 2.5, item 2).
     """
     n = _counts(counts)
     return np.column_stack([(n == 1).mean(1), (n == 0).mean(1)])
 
 
 def _minimum(loss: Callable[[float], float], low: float, high: float) -> float:
-    """Where a loss of the logarithm is least between two bounds."""
+    """Where a loss is least between two bounds, searched on the logarithm."""
     bounds = (math.log(low), math.log(high))
-    return math.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded").x)
+    found = optimize.minimize_scalar(lambda x: loss(np.exp(x)), bounds=bounds, method="bounded")
+    return math.exp(found.x)
 
 
 def _counts(counts: ArrayLike) -> Floats:
@@ -360,10 +298,11 @@ def _counts(counts: ArrayLike) -> Floats:
     return table
 
 
-def _probabilities(probs: ArrayLike, like: Floats) -> Floats:
+def _pair(probs: ArrayLike, votes: Floats) -> tuple[Floats, Floats]:
+    """Probabilities in the shape of the votes, (n, k), and these."""
     p = np.asarray(probs, dtype=float)
-    if p.shape not in (like.shape, like.shape[1:]):
-        raise ValueError(f"probabilities of shape {p.shape} against votes of shape {like.shape}")
+    if p.shape not in (votes.shape, votes.shape[1:]):
+        raise ValueError(f"probabilities of shape {p.shape} against votes of shape {votes.shape}")
     if not ((p >= -1e-9) & (p <= 1 + 1e-9)).all():
         raise ValueError("probabilities must lie in [0, 1]")
-    return np.broadcast_to(p, like.shape)
+    return np.broadcast_to(p, votes.shape), votes

@@ -57,15 +57,5 @@ def paired(
         for stratum, group in groups.items():
             right = [(group[f"verdict_{k}"] == group["gold"]).to_numpy() for k in (1, 2)]
             test = metrics.mcnemar(*right)
-            found.append(
-                (
-                    f"{dataset}, {name}",
-                    stratum,
-                    test.difference,
-                    test.low,
-                    test.high,
-                    test.p_value,
-                    test.n,
-                )
-            )
+            found.append((f"{dataset}, {name}", stratum, *test))
     return found

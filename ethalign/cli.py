@@ -208,10 +208,13 @@ def doctor() -> None:
 
     Example: ethalign doctor
     """
-    from ethalign import models
+    from ethalign import models, sources, study
 
     for line in models.examine():
         typer.echo(line)
+    needed = [s for owner in study.everything() for s in owner.sources.values() if not s.optional]
+    here = all(sources.present(source) for source in needed)
+    typer.echo(f"scale small: {'yes' if here else 'after `ethalign fetch` (internet, once)'}")
 
 
 @app.command()

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ethalign import models, records
+from ethalign.scoring import by_length
 from ethalign.tuning import batches
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Loss = Literal["hard", "soft", "counts", "dirichlet"]
+Texts = Sequence[str]
 
 
 class Encoder(NamedTuple):
@@ -27,11 +29,11 @@ class Encoder(NamedTuple):
 
 def fit(
     path: Path,
-    texts: Sequence[str],
+    texts: Texts,
     targets: ArrayLike,
     *,
     loss: Loss = "hard",
-    pairs: Sequence[str] | None = None,
+    pairs: Texts | None = None,
     ranked: bool = False,
     epochs: int = 4,
     lr: float = 1e-4,
@@ -50,7 +52,7 @@ def fit(
 
     Args:
         path: folder of the encoder.
-        texts: n texts.
+        texts: n texts, cut to ``max_length`` tokens.
         targets: (n,) class numbers for ``hard``, else (n, k) counts or shares.
         pairs: n second texts, for classifiers of pairs.
         ranked: texts and pairs are alternatives: each gets one score, and softmax goes over the
@@ -58,31 +60,25 @@ def fit(
         epochs, lr, batch_size, weight_decay: of AdamW.
         warmup: share of the updates with rising learning rate; it falls linearly afterwards.
         seed: draws the new head, dropout and the order of rows.
-        max_length: tokens per row.
 
     Raises:
         ValueError: no rows, or targets of another length than the texts.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, get_scheduler
+    from transformers import get_scheduler
 
     wanted = np.asarray(targets)
     if ranked and pairs is None:
         raise ValueError("a ranker needs pairs")
     if not len(texts) or len(texts) != len(wanted):
         raise ValueError(f"{len(texts)} texts and {len(wanted)} targets")
-    classes = int(wanted.max()) + 1 if loss == "hard" else wanted.shape[1]
+    classes = max(2, int(wanted.max()) + 1 if loss == "hard" else wanted.shape[1])
     torch.manual_seed(seed)  # before the head exists: its weights are drawn on creation
-    tokenizer = _tokenizer(path)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(
-        path,
-        num_labels=1 if ranked else max(2, classes),
-        dtype=torch.float32,
-        local_files_only=True,
-        attn_implementation="eager",  # its backward pass is the faster one on a CPU
-    )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    model.train()
+    # Plain attention has the faster backward pass on a CPU.
+    head: dict[str, Any] = {"num_labels": 1 if ranked else classes, "dtype": torch.float32}
+    encoder = load(path, attn_implementation="eager", **head)
+    model = encoder.model.train()
+    model.config.pad_token_id = encoder.tokenizer.pad_token_id
     lengths = [len(t) for t in texts]
     plan = [g for e in range(epochs) for g in batches(lengths, batch_size, seed + e)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
@@ -92,14 +88,14 @@ def fit(
     goal = torch.tensor(wanted, dtype=torch.long if loss == "hard" else torch.float32)
     for group in records.progress(plan, len(plan), "encoder", "batch"):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            found = _forward(Encoder(model, tokenizer), texts, pairs, group, max_length, ranked)
-        value = batch_loss(found.float(), goal[group], loss)
-        value.backward()
+            found = _forward(encoder, texts, pairs, group, max_length, ranked)
+        batch_loss(found.float(), goal[group], loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-    return Encoder(model.eval(), tokenizer)
+    model.eval()
+    return encoder
 
 
 def batch_loss(logits: Tensor, target: Tensor, loss: Loss) -> Tensor:
@@ -120,8 +116,8 @@ def batch_loss(logits: Tensor, target: Tensor, loss: Loss) -> Tensor:
 
 def logits(
     encoder: Encoder,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None = None,
+    texts: Texts,
+    pairs: Texts | None = None,
     *,
     ranked: bool = False,
     batch_size: int = 64,
@@ -131,37 +127,27 @@ def logits(
     import torch
 
     out = np.zeros((len(texts), 2 if ranked else encoder.model.config.num_labels))
-    order = np.argsort([-len(t) for t in texts], kind="stable")
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            group = order[start : start + batch_size].tolist()
-            found = _forward(encoder, texts, pairs, group, max_length, ranked)
+        for group in by_length(texts, batch_size, "encoding", quiet=True):
+            found = _forward(encoder, texts, pairs, group.tolist(), max_length, ranked)
             out[group] = found.double().numpy()
     return out
 
 
 def _forward(
-    encoder: Encoder,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    group: Sequence[int],
-    max_length: int,
-    ranked: bool,
+    encoder: Encoder, texts: Texts, pairs: Texts | None, rows: list[int], length: int, ranked: bool
 ) -> Tensor:
-    """Logits of some rows, (rows, k)."""
+    """Logits of some rows, (rows, k), of at most ``length`` tokens."""
     import torch
 
-    if not ranked or pairs is None:
-        inputs = _tokenize(encoder.tokenizer, texts, pairs, group, max_length)
-        logits: Tensor = encoder.model(**inputs).logits
-        return logits
-    sides = [
-        _tokenize(encoder.tokenizer, side, None, group, max_length) for side in (texts, pairs)
-    ]
+    one = [texts[i] for i in rows]
+    two = None if pairs is None else [pairs[i] for i in rows]
+    asked = [(one, None), (two, None)] if ranked and two else [(one, two)]
+    sides = [_tokenize(encoder.tokenizer, *side, length) for side in asked]
     return torch.cat([encoder.model(**side).logits for side in sides], dim=1)
 
 
-def embed(path: Path, texts: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float64]:
+def embed(path: Path, texts: Texts, *, batch_size: int = 64) -> NDArray[np.float64]:
     """Mean-pooled last hidden states of unit length, (n, width): a dot product is a cosine."""
     import torch
     from transformers import AutoModel
@@ -171,12 +157,12 @@ def embed(path: Path, texts: Sequence[str], *, batch_size: int = 64) -> NDArray[
     out = np.zeros((len(texts), model.config.hidden_size))
     with torch.inference_mode():
         for start in range(0, len(texts), batch_size):
-            group = list(range(start, min(start + batch_size, len(texts))))
-            inputs = _tokenize(tokenizer, texts, None, group, 256)
+            rows = slice(start, start + batch_size)
+            inputs = _tokenize(tokenizer, texts[rows], None, 256)
             hidden = model(**inputs).last_hidden_state
             mask = inputs["attention_mask"][..., None]
             mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-            out[group] = torch.nn.functional.normalize(mean, dim=1).double().numpy()
+            out[rows] = torch.nn.functional.normalize(mean, dim=1).double().numpy()
     return out
 
 
@@ -186,11 +172,11 @@ def save(encoder: Encoder, folder: Path) -> None:
     encoder.tokenizer.save_pretrained(folder)
 
 
-def load(folder: Path) -> Encoder:
-    """Read what ``save`` wrote."""
-    from transformers import AutoModelForSequenceClassification
+def load(folder: Path, **more: Any) -> Encoder:
+    """Read what ``save`` wrote, or a model that gets a new head; ``more`` is transformers' own."""
+    from transformers import AutoModelForSequenceClassification as Classifier
 
-    model: Any = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+    model: Any = Classifier.from_pretrained(folder, local_files_only=True, **more)
     return Encoder(model.eval(), _tokenizer(folder))
 
 
@@ -202,19 +188,6 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _tokenize(
-    tokenizer: Any,
-    texts: Sequence[str],
-    pairs: Sequence[str] | None,
-    group: Sequence[int],
-    max_length: int,
-) -> Any:
-    second = None if pairs is None else [pairs[i] for i in group]
-    return tokenizer(
-        [texts[i] for i in group],
-        second,
-        truncation=True,
-        max_length=max_length,
-        padding=True,
-        return_tensors="pt",
-    )
+def _tokenize(tokenizer: Any, one: Any, two: Any, max_length: int) -> Any:
+    how = {"truncation": True, "max_length": max_length, "padding": True, "return_tensors": "pt"}
+    return tokenizer(list(one), two, **how)

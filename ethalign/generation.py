@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ethalign import records
-from ethalign.scoring import Head, backbone, left_pad
+from ethalign.scoring import Head, backbone, by_length, left_pad
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,19 +48,17 @@ def write(
     stop: str | None = None,
     quiet: bool = True,
 ) -> Written:
-    """Continuations of prompts.
+    """Continuations of n prompts, ``samples`` of each.
 
     A beginning that all share is read once a batch, and each prompt once for all its samples. In
     float32 a greedy text does not depend on what shares its batch; half precision rounds so
     coarsely that it may.
 
     Args:
-        prompts: n texts.
         max_new_tokens: per continuation; an end-of-sequence token ends it earlier.
         temperature: 0 takes the most probable token; otherwise tokens are drawn from
-            softmax(logits / temperature), each sequence from its own stream of random numbers.
-        samples: continuations per prompt.
-        seed: of the random numbers.
+            softmax(logits / temperature), each sequence from its own stream of random numbers,
+            which follows from ``seed`` and its place.
         batch_size: prompts per batch, grouped by length.
         stop: cut a continuation before this text, and stop there.
 
@@ -71,15 +69,12 @@ def write(
     import torch
 
     ids = [tokenizer(p)["input_ids"] for p in prompts]
-    order = np.argsort([-len(i) for i in ids], kind="stable")
-    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     n = len(prompts) * samples
     found = Written([""] * n, np.zeros(n), np.zeros(n, dtype=int))
-    steps = groups if quiet else records.progress(groups, len(groups), "generating", "batch")
     with torch.inference_mode():
         opening = _shared(ids)
         decoder = _Decoder(model, tokenizer, opening, max_new_tokens, temperature, samples, stop)
-        for group in steps:
+        for group in by_length(ids, batch_size, "generating", quiet=quiet):
             places = [int(i) * samples + s for i in group for s in range(samples)]
             rows = decoder.run([ids[i] for i in group], [[seed, place] for place in places])
             for place, row in zip(places, rows, strict=True):
@@ -101,27 +96,28 @@ def _shared(ids: list[list[int]]) -> list[int]:
     return ids[0][:same] if same >= SHARED else []
 
 
+@dataclass
 class _Decoder:
-    """Decoding of one batch after another with the same settings."""
+    """Decoding of one batch after another with the same settings (see ``write``)."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        opening: list[int],
-        length: int,
-        temperature: float,
-        samples: int,
-        stop: str | None,
-    ) -> None:
+    model: Any
+    tokenizer: Any
+    opening: list[int]
+    length: int
+    temperature: float
+    samples: int
+    stop: str | None
+
+    def __post_init__(self) -> None:
         import torch
 
-        self.model, self.tokenizer, self.head = model, tokenizer, Head(model)
-        self.length, self.temperature, self.samples = length, temperature, samples
-        self.stop, self._stops = stop, {int(i): True for i in _ends(model, tokenizer)}
-        self.opening = opening
+        self.head = Head(self.model)
+        more = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        ends = [self.tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
+        self.stops = {int(i): True for i in ends if i is not None}
         # Half precision strays by far more than any margin that could be checked again.
-        self.near = NEAR if model.dtype == torch.float32 and not temperature else 0.0
+        exact = self.model.dtype == torch.float32 and not self.temperature
+        self.near = NEAR if exact else 0.0
 
     def run(self, ids: list[list[int]], seeds: list[list[int]]) -> list[list[tuple[int, float]]]:
         """New tokens, each with its log-probability (rows of ``ids``, each ``samples`` times)."""
@@ -136,13 +132,12 @@ class _Decoder:
             tokens = self._next(logp, draws[alive, step])
             for row in self._unsure(logp):
                 place = alive[row]
-                tokens[row] = self._alone([*ids[place // self.samples], *_tokens(found[place])])
+                written = [t for t, _ in found[place]]
+                tokens[row] = self._alone(ids[place // self.samples] + written)
             values = logp[torch.arange(len(tokens)), tokens].tolist()
-            kept = []
-            for row, (place, token) in enumerate(zip(alive, tokens, strict=True)):
-                found[place].append((token, values[row]))
-                if not self._ended(token):
-                    kept.append(row)
+            for place, token, value in zip(alive, tokens, values, strict=True):
+                found[place].append((token, value))
+            kept = [row for row, token in enumerate(tokens) if not self._ended(token)]
             if not kept or step == self.length - 1:
                 break
             if len(kept) < len(alive):
@@ -153,38 +148,27 @@ class _Decoder:
             position = position + 1
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             fed = torch.tensor([[tokens[row]] for row in kept], device=mask.device)
-            hidden, cache = backbone(
-                self.model,
-                input_ids=fed,
-                attention_mask=mask,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            )
+            hidden, cache = backbone(self.model, fed, mask, position, cache)
         return found
 
     def _read(self, ids: list[list[int]]) -> tuple[Tensor, Any, Tensor, Tensor]:
         """Last hidden state, cache, mask and position behind every prompt, once per sample."""
         import torch
 
-        before = len(self.opening)
-        batch = left_pad([i[before:] for i in ids], self.tokenizer.pad_token_id, self.model.device)
+        pad, device, before = self.tokenizer.pad_token_id, self.model.device, len(self.opening)
+        fed, mask, position = left_pad([i[before:] for i in ids], pad, device)
+        cache = None
         if before:
-            read = left_pad([self.opening], 0, self.model.device)
-            _, cache = backbone(self.model, **read, use_cache=True)
+            _, cache = backbone(self.model, *left_pad([self.opening], 0, device))
             cache.batch_repeat_interleave(len(ids))
-            seen = torch.ones_like(batch["attention_mask"][:, :1]).repeat(1, before)
-            batch["attention_mask"] = torch.cat([seen, batch["attention_mask"]], 1)
-            batch["position_ids"] = batch["position_ids"] + before
-            batch["past_key_values"] = cache
-        hidden, cache = backbone(self.model, **batch, use_cache=True)
+            mask = torch.cat([torch.ones_like(mask[:, :1]).repeat(1, before), mask], 1)
+            position = position + before
+        hidden, cache = backbone(self.model, fed, mask, position, cache)
         if self.samples > 1:
             cache.batch_repeat_interleave(self.samples)
-        mask, position = (
-            part.repeat_interleave(self.samples, 0)
-            for part in (batch["attention_mask"], batch["position_ids"][:, -1:])
-        )
-        return hidden[:, -1:].repeat_interleave(self.samples, 0), cache, mask, position
+        parts = hidden[:, -1:], mask, position[:, -1:]
+        hidden, mask, position = (part.repeat_interleave(self.samples, 0) for part in parts)
+        return hidden, cache, mask, position
 
     def _next(self, logp: Tensor, draws: Any) -> list[int]:
         import torch
@@ -206,22 +190,11 @@ class _Decoder:
 
     def _alone(self, ids: list[int]) -> int:
         """The most probable next token of one sequence, read from its beginning, unpadded."""
-        hidden, _ = backbone(self.model, **left_pad([ids], 0, self.model.device), use_cache=False)
+        hidden, _ = backbone(self.model, *left_pad([ids], 0, self.model.device), use_cache=False)
         return int(self.head(hidden[:, -1:])[0, 0].argmax())
 
     def _ended(self, token: int) -> bool:
-        if token not in self._stops:
+        if token not in self.stops:
             text = self.tokenizer.decode([token]) if self.stop else ""
-            self._stops[token] = bool(self.stop) and str(self.stop) in text
-        return self._stops[token]
-
-
-def _tokens(row: list[tuple[int, float]]) -> list[int]:
-    return [token for token, _ in row]
-
-
-def _ends(model: Any, tokenizer: Any) -> set[int]:
-    """Ids that end a sequence, after the tokenizer and the model's generation settings."""
-    more = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    listed = more if isinstance(more, list) else [more]
-    return {i for i in [tokenizer.eos_token_id, *listed] if i is not None}
+            self.stops[token] = bool(self.stop) and str(self.stop) in text
+        return self.stops[token]

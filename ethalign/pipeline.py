@@ -157,8 +157,12 @@ def run(
         raise UserError(
             f"--cores {cores} is not a number of processor cores; leave it out for all."
         )
+    if not runs or {*"{}"} & {*str(ROOT / runs)}:  # Snakemake would take them for wildcards
+        raise UserError(f"--runs {runs!r} is no folder for runs; give a name without braces.")
     with exclusive(ROOT / runs):
         jobs = plan(settings)
+        for job in {(j.study.name, j.run.variant, j.run.seed): j for j in jobs}.values():
+            job.study.preflight(job.run)
         for job in jobs:
             preflight(job, here=profile is None)
             if job.stage.compute and job.state() != "keep":
@@ -220,7 +224,7 @@ def rule(job: Job) -> dict[str, Any]:
 
 
 def preflight(job: Job, *, here: bool = True) -> None:
-    """Refuse what can be refused before anything is loaded: files, columns, models, hardware.
+    """Refuse what can be refused before anything is loaded: files, models, hardware.
 
     Args:
         job: what is to be run.
@@ -228,7 +232,6 @@ def preflight(job: Job, *, here: bool = True) -> None:
     """
     from ethalign import models
 
-    job.study.preflight(job.run)
     job.stage.files(job.given)
     served = getattr(getattr(job.run, "endpoint", None), "url", None)
     for key, name in job.run.values(job.stage.models).items():

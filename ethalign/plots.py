@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -111,17 +111,11 @@ def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame
         columns: column whose values become columns.
     """
 
-    def cell(row: Any) -> str:
-        if row["value"] != row["value"] or row["value"] is None:
-            return "undefined"
-        value, low, high = (
-            metrics.shown(row[key], row["unit"]) for key in ("value", "low", "high")
-        )
-        return f"{value} [{low}, {high}]"
-
     if rows.empty:
         return pd.DataFrame()
-    table = rows.assign(shown=rows.apply(cell, axis=1))
+    cells = zip(*(rows[key] for key in ("value", "low", "high", "unit")), strict=True)
+    shown = [metrics.with_interval(v, a, b, unit, "undefined") for v, a, b, unit in cells]
+    table = rows.assign(shown=shown)
     wide = table.pivot_table(
         index=list(index), columns=columns, values="shown", aggfunc="first", sort=False
     )

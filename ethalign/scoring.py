@@ -6,8 +6,8 @@ ones continue from its cached keys and values. Logits exist for the positions th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +27,11 @@ def choice_logprobs(
     batch_size: int = 16,
     quiet: bool = True,
 ) -> NDArray[np.float64]:
-    """Log-probability of every choice behind every prompt.
+    """Log-probability of every choice behind every prompt, (n, k), each at most 0.
 
     log p(choice | prompt) = sum over its tokens of log p(token | prompt, tokens before), natural
     log. Prompt and choice are tokenised apart, as in training, so a choice should begin with
-    its blank (" ethical").
+    its blank (" ethical"). Divide by ``choice_lengths`` to compare per token.
 
     Args:
         model, tokenizer: a causal language model; it may hold adapters.
@@ -39,10 +39,6 @@ def choice_logprobs(
         choices: k texts of one or more tokens.
         batch_size: prompts per forward pass; rows are grouped by length.
         quiet: no progress bar.
-
-    Returns:
-        Array (n, k) of sums, each at most 0. Divide by ``choice_lengths`` to compare choices of
-        different lengths per token.
 
     Raises:
         ValueError: a choice without tokens.
@@ -53,14 +49,11 @@ def choice_logprobs(
     answers = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in choices]
     if not all(answers):
         raise ValueError("every choice needs at least one token")
-    order = np.argsort([-len(i) for i in ids], kind="stable")
-    groups = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    out = np.zeros((len(prompts), len(choices)))
-    head = Head(model)
-    steps = groups if quiet else records.progress(groups, len(groups), "scoring", "batch")
+    out, head = np.zeros((len(prompts), len(choices))), Head(model)
     with torch.inference_mode():
-        for group in steps:
-            out[group] = _score(model, head, [ids[i] for i in group], answers, tokenizer)
+        for group in by_length(ids, batch_size, "scoring", quiet=quiet):
+            asked = left_pad([ids[i] for i in group], tokenizer.pad_token_id, model.device)
+            out[group] = _score(model, head, asked, answers, tokenizer.pad_token_id)
     return out
 
 
@@ -69,35 +62,33 @@ def choice_lengths(tokenizer: Any, choices: Sequence[str]) -> NDArray[np.int64]:
     return np.array([len(tokenizer(c, add_special_tokens=False)["input_ids"]) for c in choices])
 
 
+def by_length(rows: Sequence[Any], size: int, what: str, *, quiet: bool) -> Iterable[Any]:
+    """Places of rows, arrays (size,) of like length, longest first; with a bar or ``quiet``."""
+    order = np.argsort([-len(row) for row in rows], kind="stable")
+    groups = [order[i : i + size] for i in range(0, len(order), size)]
+    return groups if quiet else records.progress(groups, len(groups), what, "batch")
+
+
 def _score(
-    model: Any, head: Head, ids: list[list[int]], answers: list[list[int]], tokenizer: Any
+    model: Any, head: Head, asked: Padded, answers: list[list[int]], pad: int
 ) -> NDArray[np.float64]:
     long = [j for j, answer in enumerate(answers) if len(answer) > 1]
-    batch = left_pad(ids, tokenizer.pad_token_id, model.device)
-    hidden, cache = backbone(model, **batch, use_cache=bool(long))
-    first = head(hidden[:, -1:])[:, 0]
-    scores = first[:, [answer[0] for answer in answers]].double()
+    hidden, cache = backbone(model, *asked, use_cache=bool(long))
+    scores = head(hidden[:, -1:])[:, 0][:, [answer[0] for answer in answers]].double()
     if long:
-        rest = _continue(model, head, batch, cache, [answers[j] for j in long], tokenizer)
-        scores[:, long] += rest
-    values: NDArray[np.float64] = scores.cpu().numpy()
-    return values
+        rest = [answers[j] for j in long]
+        scores[:, long] += _continue(model, head, asked, cache, rest, pad)
+    return np.asarray(scores.cpu().numpy(), dtype=float)
 
 
 def _continue(
-    model: Any,
-    head: Head,
-    batch: dict[str, Tensor],
-    cache: Any,
-    long: list[list[int]],
-    tokenizer: Any,
+    model: Any, head: Head, asked: Padded, cache: Any, long: list[list[int]], pad: int
 ) -> Tensor:
     """Log-probability of the second and later tokens of the long choices, (rows, choices)."""
     import torch
 
-    rows, k = batch["input_ids"].shape[0], len(long)
+    rows, k = asked.ids.shape[0], len(long)
     width = max(len(answer) for answer in long) - 1
-    pad = tokenizer.pad_token_id
 
     def padded(parts: list[list[int]], fill: int) -> Tensor:
         table = [part + [fill] * (width - len(part)) for part in parts]
@@ -107,39 +98,41 @@ def _continue(
     wanted = padded([answer[1:] for answer in long], pad)
     counted = padded([[1] * (len(answer) - 1) for answer in long], 0)
     cache.batch_repeat_interleave(k)
-    start = batch["position_ids"][:, -1:].repeat_interleave(k, 0) + 1
-    mask = torch.cat([batch["attention_mask"].repeat_interleave(k, 0), counted], 1)
-    hidden, _ = backbone(
-        model,
-        input_ids=fed,
-        attention_mask=mask,
-        position_ids=start + torch.arange(width, device=model.device),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    start = asked.position[:, -1:].repeat_interleave(k, 0) + 1
+    position = start + torch.arange(width, device=model.device)
+    mask = torch.cat([asked.mask.repeat_interleave(k, 0), counted], 1)
+    hidden, _ = backbone(model, fed, mask, position, cache)
     logp = head(hidden).gather(2, wanted[..., None])[..., 0] * counted
     return logp.sum(1).double().reshape(rows, k)
 
 
-def left_pad(ids: Sequence[Sequence[int]], pad: int, device: Any) -> dict[str, Tensor]:
-    """Rows padded on the left, with mask and positions, as keyword arguments of a model."""
+class Padded(NamedTuple):
+    """Rows padded on the left: token ids, mask and positions, each (rows, length)."""
+
+    ids: Tensor
+    mask: Tensor
+    position: Tensor
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad: int, device: Any) -> Padded:
+    """Rows of token ids, padded on the left."""
     import torch
 
-    length = max(len(row) for row in ids)
-    table = [[pad] * (length - len(row)) + list(row) for row in ids]
-    mask = [[0] * (length - len(row)) + [1] * len(row) for row in ids]
-    attention = torch.tensor(mask, device=device)
-    return {
-        "input_ids": torch.tensor(table, device=device),
-        "attention_mask": attention,
-        "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
-    }
+    length = max(len(row) for row in rows)
+    ids = [[pad] * (length - len(row)) + list(row) for row in rows]
+    ones = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+    mask = torch.tensor(ones, device=device)
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    return Padded(torch.tensor(ids, device=device), mask, position)
 
 
-def backbone(model: Any, **inputs: Any) -> tuple[Tensor, Any]:
+def backbone(
+    model: Any, ids: Any, mask: Any, position: Any, cache: Any = None, *, use_cache: bool = True
+) -> tuple[Tensor, Any]:
     """Last hidden states (rows, length, width) and the cache, without any logits."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    output = inner.base_model(**inputs)
+    fed = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+    output = inner.base_model(**fed, past_key_values=cache, use_cache=use_cache)
     return output.last_hidden_state, getattr(output, "past_key_values", None)
 
 
@@ -152,13 +145,14 @@ class Head:
 
     def __init__(self, model: Any) -> None:
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        head = inner.get_output_embeddings()
+        head, config = inner.get_output_embeddings(), inner.config
+        bias = getattr(head, "bias", None)
         self.weight = head.weight.detach().float()
-        self.bias = None if getattr(head, "bias", None) is None else head.bias.detach().float()
+        self.bias = None if bias is None else bias.detach().float()
         # Gemma squashes its logits, Cohere and Granite scale them.
-        self.cap = getattr(inner.config, "final_logit_softcapping", None)
-        self.scale = getattr(inner.config, "logit_scale", None) or 1.0
-        self.scale /= getattr(inner.config, "logits_scaling", None) or 1.0
+        self.cap = getattr(config, "final_logit_softcapping", None)
+        self.scale = getattr(config, "logit_scale", None) or 1.0
+        self.scale /= getattr(config, "logits_scaling", None) or 1.0
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits in float32, shape (..., vocabulary), of final hidden states (..., width)."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import itertools
 import json
 import re
 import shlex
@@ -31,6 +32,10 @@ State = Literal["keep", "measure", "resume", "anew"]
 METRICS = "metrics.json"
 
 
+class Absent(UserError):
+    """A variant does not have a stage."""
+
+
 class Stage(NamedTuple):
     """One step of a study, told in the notebook of the same name.
 
@@ -45,7 +50,7 @@ class Stage(NamedTuple):
     name: str
     reads: tuple[str, ...] = ()
     compute: Callable[[Any, Path, dict[str, Path]], dict[str, Any]] | None = None
-    #: Settings of how it works (pace, guards) that it is given but its result does not follow from.
+    #: Settings of its pace and guards, which it is given but its result does not follow from.
     handles: tuple[str, ...] = ()
     #: Data files by name, found from the settings that the stage is given.
     files: Callable[[Any], Mapping[str, Path]] = lambda run: {}
@@ -164,10 +169,9 @@ class Job(NamedTuple):
             stage, _, fixed = name.partition(":")
             for variant, seed in self._others(stage_of(self.study, stage), fixed):
                 key = name if self.stage.compute else f"{stage}:{variant}:{seed}"
-                with contextlib.suppress(LookupError):
-                    found[key] = _job(
-                        self.study, stage, variant, self.run.scale, seed, self.overrides, self.runs
-                    )
+                place = (variant, self.run.scale, seed, self.overrides, self.runs)
+                with contextlib.suppress(Absent):
+                    found[key] = job(self.study.name, stage, *place)
         own = (self.stage.name, self.run.variant)
         return {k: j for k, j in found.items() if (j.stage.name, j.run.variant) != own}
 
@@ -250,6 +254,7 @@ class Job(NamedTuple):
         state = self.state()
         if state == "keep":
             return state
+        self.study.preflight(self.run)
         self.require(make=make)
         if state == "anew":
             for name in (*self.stage.outputs, *self.stage.scratch):
@@ -293,33 +298,19 @@ def job(
         seeds: of a page that shows several; the first is that of its run.
 
     Raises:
-        UserError: an unknown name, or a stage that the variant does not have.
+        UserError: an unknown name.
+        Absent: the variant does not have the stage.
     """
-    try:
-        found = _job(find(study), stage, variant, scale, seed, overrides or {}, runs)
-    except LookupError as error:
-        raise UserError(str(error.args[0])) from None
-    return found._replace(seeds=tuple(seeds) or (seed,))
-
-
-def _job(
-    study: Study,
-    stage: str,
-    variant: str | None,
-    scale: str,
-    seed: int,
-    overrides: Mapping[str, Any],
-    runs: str | Path,
-) -> Job:
-    step = stage_of(study, stage)
+    owner = find(study)
+    step = stage_of(owner, stage)
     # A page reads what its first variant is set to, since it shows all of them.
-    name = step.variant or variant or (None if step.compute else variants(study)[0])
+    name = step.variant or variant or (None if step.compute else variants(owner)[0])
     if name is None:
-        raise LookupError(f"stage {stage} needs a variant: {', '.join(variants(study))}.")
-    run = config.load(study.name, name, scale, seed, overrides)
+        raise Absent(f"stage {stage} needs a variant: {', '.join(variants(owner))}.")
+    run = config.load(owner.name, name, scale, seed, overrides or {})
     if step.needs and not all(run.values([step.needs]).values()):
-        raise LookupError(f"variant {name} has no stage {stage} ({step.needs} is false).")
-    return Job(study, step, run, ROOT / runs, (seed,), overrides)
+        raise Absent(f"variant {name} has no stage {stage} ({step.needs} is false).")
+    return Job(owner, step, run, ROOT / runs, tuple(seeds) or (seed,), overrides or {})
 
 
 def stage_of(study: Study, name: str) -> Stage:
@@ -344,7 +335,7 @@ def plan(
     runs: str | Path = "runs",
     stage: str | None = None,
 ) -> list[Job]:
-    """Every job of a study, or of some variants, or those that one stage needs, in order.
+    """The jobs of a study, of some variants, or of one stage, and those before them, in order.
 
     Raises:
         UserError: as ``job``.
@@ -352,37 +343,22 @@ def plan(
     owner = find(study)
     for name in only:
         config.choose("variant", name, config.variants(study))
-    jobs = list(_jobs(owner, only, scale, seeds, overrides or {}, runs))
-    if stage:
-        wanted = [j for j in jobs if j.stage is stage_of(owner, stage)]
-        if not wanted:
-            raise UserError(f"stage {stage} has no such variant.")
-        pages = {j.page for j in wanted} | {b.page for j in wanted for b in _all_before(j)}
-        jobs = [j for j in jobs if j.page in pages]
-    return jobs
-
-
-def _jobs(
-    study: Study,
-    only: Sequence[str],
-    scale: str,
-    seeds: Sequence[int],
-    overrides: Mapping[str, Any],
-    runs: str | Path,
-) -> Iterator[Job]:
-    chosen: dict[Path, Job] = {}
-    for stage in study.stages:
-        page = stage.compute is None
-        if page and only:
+    steps = [stage_of(owner, stage)] if stage else owner.stages
+    found: dict[Path, Job] = {}
+    for step in steps:
+        page = step.compute is None
+        if page and only and not stage:
             continue
-        names = [stage.variant] if stage.variant else variants(study)[: 1 if page else None]
-        for name in (n for n in names if n in only or not only):
-            for seed in seeds[:1] if page else seeds:
-                with contextlib.suppress(LookupError):
-                    found = _job(study, stage.name, name, scale, seed, overrides, runs)
-                    found = found._replace(seeds=tuple(seeds) if page else (seed,))
-                    chosen |= {b.page: b for b in _all_before(found)} | {found.page: found}
-    yield from chosen.values()
+        names = [step.variant] if step.variant else variants(owner)[: 1 if page else None]
+        chosen = [n for n in names if page or n in only or not only]
+        for name, seed in itertools.product(chosen, seeds[:1] if page else seeds):
+            with contextlib.suppress(Absent):
+                more = tuple(seeds) if page else (seed,)
+                one = job(study, step.name, name, scale, seed, overrides, runs, more)
+                found |= {b.page: b for b in _all_before(one)} | {one.page: one}
+    if not found:
+        raise UserError(f"no such variant has the stage {stage}.")
+    return list(found.values())
 
 
 def _all_before(job: Job) -> Iterator[Job]:

@@ -126,8 +126,4 @@ def side_by_side(
 
 
 def _cell(row: dict[Any, Any]) -> str:
-    value, low, high = (row[key] for key in ("value", "low", "high"))
-    if value != value:
-        return ""
-    value, low, high = (metrics.shown(x, row["unit"]) for x in (value, low, high))
-    return f"{value} [{low}, {high}]"
+    return metrics.with_interval(*(row[key] for key in ("value", "low", "high", "unit")))

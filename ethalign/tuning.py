@@ -7,6 +7,7 @@ length share a batch, and the state is saved often enough to be killed at any mo
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import shutil
@@ -19,9 +20,9 @@ import numpy as np
 
 from ethalign import models, records
 from ethalign.config import Model, Run, Tuning, UserError
+from ethalign.scoring import left_pad
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 IGNORED = -100
@@ -71,68 +72,153 @@ def fit(
     Args:
         loaded: model and tokenizer; the model is wrapped in place.
         examples: rows, or a function of the epoch that gives its rows (for targets drawn anew).
-        settings: the ``tuning`` block of a run.
-        out: run folder; gets ``adapter/``, ``train_log.jsonl`` and, while at work,
-            ``checkpoint/``.
+        out: run folder; gets ``adapter/``, ``train_log.jsonl``, meanwhile ``checkpoint/``.
         seed: draws adapter weights, order of rows and dropout.
 
     Raises:
         UserError: no rows, or a loss that is not finite.
     """
     import torch
-    from accelerate import Accelerator
 
-    rows = examples if callable(examples) else (lambda epoch: examples)
-    if not rows(0):
+    def encoded(epoch: int) -> list[Encoded]:
+        rows = examples(epoch) if callable(examples) else examples
+        return [encode(loaded.tokenizer, row, settings) for row in rows]
+
+    first = encoded(0)
+    if not first:
         raise UserError("no training rows; check data.train and data.limit_train.")
-    torch.manual_seed(seed)  # before the adapter exists: its weights are drawn on creation
-    model = adapt(loaded, settings)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    plan = _Plan(loaded.tokenizer, rows, settings, seed)
-    if not plan.updates:
+    updates = len(_updates(first, settings, seed)) * settings.epochs
+    if not updates:
         raise UserError(
             f"no row reaches its answer within tuning.max_length={settings.max_length} tokens;"
             " raise it, or shorten the texts."
         )
-    accelerator = Accelerator()
-    optimizer = _optimizer(trained, settings)
-    schedule = _schedule(optimizer, settings, plan.updates)
-    checkpoint, log = out / "checkpoint", out / "train_log.jsonl"
-    done = 0
-    if checkpoint.is_dir():
-        done = _restore(checkpoint, model, optimizer, schedule)
-    # The log belongs to the attempt: rows of steps that are done again would stand there twice.
-    records.write(log, "".join(json.dumps(r) + "\n" for r in records.read_rows(log)[:done]))
-    model, optimizer = accelerator.prepare(model, optimizer)
-    model.train()
-    tokens = sum(r["tokens"] for r in records.read_rows(log))
-    pending: list[dict[str, Any]] = []
-    steps = records.progress(plan.steps(done), plan.updates - done, "fine-tuning", "update")
-    for step, (epoch, micro) in enumerate(steps, done + 1):
-        clock = time.perf_counter()
-        share = micro[accelerator.process_index :: accelerator.num_processes]
-        loss = _update(model, optimizer, trained, share, loaded, settings, accelerator)
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at update {step}; lower tuning.lr.")
-        entry = {"step": step, "epoch": epoch, "loss": loss, "lr": schedule.get_last_lr()[0]}
-        entry["tokens"] = sum(len(row.ids) for batch in micro for row in batch)
-        entry["seconds"] = round(time.perf_counter() - clock, 3)
-        tokens += entry["tokens"]
-        pending.append(entry)
-        schedule.step()
-        if accelerator.is_main_process and (
-            step % settings.checkpoint_every == 0 or step == plan.updates
-        ):
-            records.append_rows(log, pending)
-            pending = []
-            _save(checkpoint, accelerator.unwrap_model(model), optimizer, schedule, step)
-    adapter = out / "adapter"
-    plain = accelerator.unwrap_model(model)
-    if accelerator.is_main_process:
-        _replace(adapter, lambda path: plain.save_pretrained(path))
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    count = sum(p.numel() for p in trained)
-    return Fitted(adapter, plan.updates, tokens, plan.truncated, count, done)
+    torch.manual_seed(seed)  # before the adapter exists: its weights are drawn on creation
+    work = _Training(loaded, settings, out, updates)
+    steps = (
+        (epoch, micro)
+        for epoch in range(settings.epochs)
+        for micro in _updates(encoded(epoch), settings, seed + epoch)
+    )
+    tokens = work.run(itertools.islice(steps, work.done, None))
+    truncated = sum(len(row.ids) == settings.max_length for row in first)
+    count = sum(p.numel() for p in work.trained)
+    return Fitted(out / "adapter", updates, tokens, truncated, count, work.done)
+
+
+class _Training:
+    """What an update changes and a checkpoint holds, from start or checkpoint to the adapter."""
+
+    def __init__(self, loaded: models.Loaded, settings: Tuning, out: Path, updates: int) -> None:
+        from accelerate import Accelerator
+        from transformers import get_scheduler
+
+        self.loaded, self.settings, self.out, self.updates = loaded, settings, out, updates
+        self.checkpoint = out / "checkpoint"
+        self.model = adapt(loaded, settings)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = _optimizer(self.trained, settings)
+        # The authors set a warm-up beside "constant", which ignores it; so does this schedule.
+        warm = math.ceil(settings.warmup * updates) if settings.schedule != "constant" else None
+        self.schedule = get_scheduler(settings.schedule, self.optimizer, warm, updates)
+        self.done = self.restore() if self.checkpoint.is_dir() else 0
+        self.accelerator = Accelerator()
+        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+
+    def run(self, steps: Iterator[tuple[int, list[list[Encoded]]]]) -> int:
+        """Do what is left (epoch, forward passes of encoded rows), save; the tokens of all."""
+        log = self.out / "train_log.jsonl"
+        # The log belongs to the attempt: rows of steps done again would stand there twice.
+        earlier = records.read_rows(log)[: self.done]
+        records.write(log, "".join(map(records.line, earlier)))
+        tokens, pending = sum(row["tokens"] for row in earlier), []
+        steps = records.progress(steps, self.updates - self.done, "fine-tuning", "update")
+        self.model.train()
+        for step, (epoch, micro) in enumerate(steps, self.done + 1):
+            pending.append({"step": step, "epoch": epoch, **self.update(step, micro)})
+            tokens += pending[-1]["tokens"]
+            due = step % self.settings.checkpoint_every == 0 or step == self.updates
+            if due and self.accelerator.is_main_process:
+                records.append_rows(log, pending)
+                pending = []
+                self.save(step)
+        if self.accelerator.is_main_process:
+            with _replacing(self.out / "adapter") as path:
+                self.accelerator.unwrap_model(self.model).save_pretrained(path)
+            shutil.rmtree(self.checkpoint, ignore_errors=True)
+        return int(tokens)
+
+    def update(self, step: int, micro: list[list[Encoded]]) -> dict[str, Any]:
+        """One optimiser step over its forward passes; the loss before the step, and facts."""
+        import torch
+
+        clock, whole, loaded = time.perf_counter(), self.accelerator, self.loaded
+        # Half-precision weights are used as they are; the adapters, in float32, are cast to them.
+        half = {"dtype": getattr(torch, loaded.dtype), "enabled": loaded.dtype != "float32"}
+        share = micro[whole.process_index :: whole.num_processes]
+        weight = sum(row.weight * _targets(row) for batch in share for row in batch)
+        total = 0.0
+        for batch in share:
+            wait = contextlib.nullcontext() if batch is share[-1] else whole.no_sync(self.model)
+            with wait, torch.autocast(loaded.device, **half):
+                loss = batch_loss(self.model, batch, loaded.tokenizer.pad_token_id, loaded.device)
+                loss = loss / weight
+            whole.backward(loss)
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self.trained, self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if not math.isfinite(total):
+            raise UserError(f"the loss is {total} at update {step}; lower tuning.lr.")
+        rate = self.schedule.get_last_lr()[0]
+        self.schedule.step()
+        tokens = sum(len(row.ids) for batch in micro for row in batch)
+        seconds = round(time.perf_counter() - clock, 3)
+        return {"loss": total, "lr": rate, "tokens": tokens, "seconds": seconds}
+
+    def save(self, step: int) -> None:
+        """Adapters, optimiser, schedule and random state, without pickles."""
+        import torch
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        adapter = get_peft_model_state_dict(self.accelerator.unwrap_model(self.model))
+        tensors = {f"adapter/{name}": value.contiguous() for name, value in adapter.items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value).contiguous()
+        tensors["random/cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random/cuda"] = torch.cuda.get_rng_state()
+        note = {"step": step, "schedule": self.schedule.state_dict()}
+        with _replacing(self.checkpoint) as path:
+            path.mkdir()
+            save_file(tensors, path / "state.safetensors")
+            records.write(path / "state.json", note)
+
+    def restore(self) -> int:
+        """Load what ``save`` wrote; the number of updates already done."""
+        import torch
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        note = json.loads((self.checkpoint / "state.json").read_text())
+        parts: dict[str, dict[str, Any]] = {}
+        for key, tensor in load_file(self.checkpoint / "state.safetensors").items():
+            place, _, name = key.rpartition("/")
+            parts.setdefault(place, {})[name] = tensor
+        random = parts.pop("random")
+        set_peft_model_state_dict(self.model, parts.pop("adapter"))
+        state = {int(place.partition("/")[2]): values for place, values in parts.items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.schedule.load_state_dict(note["schedule"])
+        rates = self.schedule.get_last_lr()
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(random["cuda"])
+        return int(note["step"])
 
 
 def stage(
@@ -140,21 +226,12 @@ def stage(
 ) -> dict[str, Any]:
     """The fine-tuning stage of a study; facts for its record.
 
-    Args:
-        run: gives ``model``, ``tuning`` and the seed.
-        where: run folder, see ``fit``.
-        make: rows, or a function of the epoch, from the tokenizer.
+    ``make`` gives, from the tokenizer, rows or a function of the epoch (see ``fit``).
     """
     loaded = models.load(run.model, seed=run.seed)
     fitted = fit(loaded, make(loaded.tokenizer), run.tuning, where, seed=run.seed)
-    return {
-        "model": loaded.record,
-        "notes": loaded.notes,
-        "tokens": fitted.tokens,
-        "updates": fitted.updates,
-        "trained": fitted.trainable,
-        "cut": fitted.truncated,
-    }
+    facts = {"tokens": fitted.tokens, "updates": fitted.updates, "trained": fitted.trainable}
+    return {"model": loaded.record, "notes": loaded.notes, **facts, "cut": fitted.truncated}
 
 
 def adapt(loaded: models.Loaded, settings: Tuning) -> Any:
@@ -225,8 +302,7 @@ def batches(lengths: Sequence[int], size: int, seed: int) -> list[list[int]]:
     Sorting within windows of 50 batches keeps the order random and padding rare.
     """
     random = np.random.default_rng(seed)
-    order = random.permutation(len(lengths))
-    window = size * 50
+    order, window = random.permutation(len(lengths)), size * 50
     groups: list[list[int]] = []
     for start in range(0, len(order), window):
         near = sorted(order[start : start + window].tolist(), key=lambda i: -lengths[i])
@@ -234,80 +310,17 @@ def batches(lengths: Sequence[int], size: int, seed: int) -> list[list[int]]:
     return [groups[i] for i in random.permutation(len(groups))]
 
 
-class _Plan:
-    """Every update of a training, in order: (epoch, forward passes of encoded rows)."""
-
-    def __init__(
-        self,
-        tokenizer: Any,
-        rows: Callable[[int], Sequence[Example]],
-        settings: Tuning,
-        seed: int,
-    ) -> None:
-        self.settings, self.seed = settings, seed
-        self._tokenizer, self._rows = tokenizer, rows
-        first = self._encode(0)
-        self.truncated = sum(len(row.ids) == settings.max_length for row in first)
-        self.updates = len(self._epoch(0, first)) * settings.epochs
-
-    def _encode(self, epoch: int) -> list[Encoded]:
-        return [encode(self._tokenizer, row, self.settings) for row in self._rows(epoch)]
-
-    def _epoch(self, epoch: int, rows: list[Encoded]) -> list[list[list[Encoded]]]:
-        rows = pack(rows, self.settings.max_length) if self.settings.packing else rows
-        rows = [row for row in rows if any(label != IGNORED for label in row.labels[1:])]
-        groups = batches([len(r.ids) for r in rows], self.settings.batch_size, self.seed + epoch)
-        filled = [[rows[i] for i in group] for group in groups]
-        step = self.settings.accumulation
-        return [filled[i : i + step] for i in range(0, len(filled), step)]
-
-    def steps(self, done: int) -> Iterator[tuple[int, list[list[Encoded]]]]:
-        """Updates after the first ``done``."""
-        number = 0
-        for epoch in range(self.settings.epochs):
-            for micro in self._epoch(epoch, self._encode(epoch)):
-                number += 1
-                if number > done:
-                    yield epoch, micro
-
-
-def _update(
-    model: Any,
-    optimizer: Any,
-    trained: list[torch.nn.Parameter],
-    micro: list[list[Encoded]],
-    loaded: models.Loaded,
-    settings: Tuning,
-    accelerator: Any,
-) -> float:
-    """One optimiser step over its forward passes; the loss before the step."""
-    import torch
-
-    weight = sum(row.weight * _targets(row) for batch in micro for row in batch)
-    total = 0.0
-    for number, batch in enumerate(micro, 1):
-        last = number == len(micro)
-        with contextlib.nullcontext() if last else accelerator.no_sync(model), _cast(loaded):
-            loss = batch_loss(model, batch, loaded.tokenizer.pad_token_id, loaded.device) / weight
-        accelerator.backward(loss)
-        total += float(loss.detach())
-    torch.nn.utils.clip_grad_norm_(trained, settings.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return total
+def _updates(rows: list[Encoded], settings: Tuning, seed: int) -> list[list[list[Encoded]]]:
+    """An epoch's updates in their order, each as its forward passes of encoded rows."""
+    rows = pack(rows, settings.max_length) if settings.packing else rows
+    rows = [row for row in rows if _targets(row)]
+    groups = batches([len(row.ids) for row in rows], settings.batch_size, seed)
+    filled, step = [[rows[i] for i in group] for group in groups], settings.accumulation
+    return [filled[i : i + step] for i in range(0, len(filled), step)]
 
 
 def _targets(row: Encoded) -> int:
     return sum(label != IGNORED for label in row.labels[1:])
-
-
-def _cast(loaded: models.Loaded) -> contextlib.AbstractContextManager[Any]:
-    """Half-precision weights are used as they are; the adapters, in float32, are cast to them."""
-    import torch
-
-    if loaded.dtype == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(loaded.device, getattr(torch, loaded.dtype))
 
 
 def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> Tensor:
@@ -318,22 +331,11 @@ def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> Te
     """
     import torch
 
-    length = max(len(row.ids) for row in rows)
-    keep = max(_span(row) for row in rows) + 1
-
-    def padded(values: list[list[int]], fill: int) -> Tensor:
-        return torch.tensor([[fill] * (length - len(v)) + v for v in values], device=device)
-
-    ids = padded([row.ids for row in rows], pad)
-    mask = padded([[1] * len(row.ids) for row in rows], 0)
-    labels = padded([[IGNORED, *row.labels[1:]] for row in rows], IGNORED)[:, length - keep + 1 :]
-    output = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=keep,
-        use_cache=False,
-    )
+    ids, mask, position = left_pad([row.ids for row in rows], pad, device)
+    targets = left_pad([[IGNORED, *row.labels[1:]] for row in rows], IGNORED, "cpu").ids
+    labels = targets[:, int((targets != IGNORED).any(0).nonzero()[0]) :].to(device)
+    fed = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
+    output = model(**fed, logits_to_keep=labels.shape[1] + 1, use_cache=False)
     counted = labels != IGNORED
     # Only counted positions are widened: the vocabulary makes this the largest array of all.
     nll = torch.nn.functional.cross_entropy(
@@ -343,13 +345,7 @@ def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> Te
     return (nll * weights[counted.nonzero()[:, 0]]).sum()
 
 
-def _span(row: Encoded) -> int:
-    """Tokens from the first target to the end of the row."""
-    first = next(i for i, label in enumerate(row.labels) if i and label != IGNORED)
-    return len(row.labels) - first
-
-
-def _optimizer(trained: list[torch.nn.Parameter], settings: Tuning) -> Any:
+def _optimizer(trained: list[Any], settings: Tuning) -> Any:
     import torch
 
     options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
@@ -365,71 +361,9 @@ def _optimizer(trained: list[torch.nn.Parameter], settings: Tuning) -> Any:
     return PagedAdamW32bit(trained, **options)
 
 
-def _schedule(optimizer: Any, settings: Tuning, updates: int) -> Any:
-    from transformers import get_scheduler
-
-    # The authors set a warm-up beside "constant", which ignores it; so does this schedule.
-    warm = math.ceil(settings.warmup * updates) if settings.schedule != "constant" else None
-    return get_scheduler(
-        settings.schedule, optimizer, num_warmup_steps=warm, num_training_steps=updates
-    )
-
-
-def _save(folder: Path, model: Any, optimizer: Any, schedule: Any, step: int) -> None:
-    """Adapters, optimiser, schedule and random state, without pickles, whole or not at all."""
-    import torch
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    state = optimizer.state_dict()["state"]
-    tensors = {f"adapter/{k}": v.contiguous() for k, v in get_peft_model_state_dict(model).items()}
-    for number, values in state.items():
-        for name, value in values.items():
-            tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value).contiguous()
-    tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
-    note = {"step": step, "schedule": schedule.state_dict()}
-
-    def fill(path: Path) -> None:
-        path.mkdir()
-        save_file(tensors, path / "state.safetensors")
-        records.write(path / "state.json", note)
-
-    _replace(folder, fill)
-
-
-def _restore(folder: Path, model: Any, optimizer: Any, schedule: Any) -> int:
-    """Load what ``_save`` wrote; the number of updates already done."""
-    import torch
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder / "state.safetensors")
-    note = json.loads((folder / "state.json").read_text())
-    parts: dict[str, Any] = {"adapter": {}, "random": {}}
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        kind, _, rest = key.partition("/")
-        if kind == "optimizer":
-            number, _, name = rest.partition("/")
-            state.setdefault(int(number), {})[name] = tensor
-        else:
-            parts[kind][rest] = tensor
-    set_peft_model_state_dict(model, parts["adapter"])
-    whole = optimizer.state_dict()
-    optimizer.load_state_dict({**whole, "state": state})
-    schedule.load_state_dict(note["schedule"])
-    for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-        group["lr"] = rate
-    torch.set_rng_state(parts["random"]["cpu"])
-    if "cuda" in parts["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(parts["random"]["cuda"])
-    return int(note["step"])
-
-
-def _replace(target: Path, fill: Callable[[Path], Any]) -> None:
-    """Fill a new folder and put it in the place of ``target``.
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A new folder to be filled, which takes the place of ``target`` afterwards.
 
     Raises:
         UserError: the disk is full; the old folder stays.
@@ -438,7 +372,7 @@ def _replace(target: Path, fill: Callable[[Path], Any]) -> None:
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)
     try:
-        fill(new)
+        yield new
     except Exception as error:
         shutil.rmtree(new, ignore_errors=True)
         cause = error if isinstance(error, OSError) else OSError(0, str(error))

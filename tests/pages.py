@@ -19,8 +19,6 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Request
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-# The theme logs this on a first visit, as an error, where _config.yml names no default mode.
-FIRST_VISIT = "Got invalid theme mode: . Resetting to auto."
 REMOTE = re.compile(r"^\s*(?:https?:|wss?:|ftp:)?//", re.IGNORECASE)
 # Attributes that load something by themselves; <a href> does not.
 TAGS = re.compile(
@@ -135,7 +133,7 @@ def _visit(context: BrowserContext, path: Path, root: Path) -> list[str]:
             found.append(f"a {request.resource_type} fails with {request.failure}")
 
     def said(message: ConsoleMessage) -> None:
-        if message.type == "error" and message.text != FIRST_VISIT:
+        if message.type == "error":
             found.append(f"console error {message.text[:200]}")
 
     page = context.new_page()

@@ -1,14 +1,17 @@
 """A server on this machine that speaks the OpenAI protocol and misbehaves on demand."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 GOOD = [("first", math.log(0.6)), (" Second", math.log(0.3)), ("The", math.log(0.05))]
 
@@ -20,22 +23,30 @@ class Server(ThreadingHTTPServer):
     are those of ``replies`` in turn, then ``echo``, a function of the prompt.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock = threading.Lock()
-        self.script, self.replies, self.top = [], [], GOOD
-        self.headers, self.error, self.delay = {"Retry-After": "0.01"}, "no", 0.0
-        self.echo = str.upper
-        self.bodies, self.keys, self.paths, self.times = [], [], [], []
+        self.script: list[int | str | None] = []
+        self.replies: list[str] = []
+        self.top: list[tuple[str, Any]] = GOOD
+        self.headers, self.error = {"Retry-After": "0.01"}, "no"
+        self.delay: float | Callable[[str], float] = 0.0
+        self.echo: Callable[[str], str] = str.upper
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.paths: list[str] = []
+        self.times: list[float] = []
         self.active = self.most = 0
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
 class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_):
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
         pass
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
@@ -57,13 +68,20 @@ class Handler(BaseHTTPRequestHandler):
             return
         top = [{"token": t, "logprob": p} for t, p in server.top]
         message = {"content": server.echo(prompt) if queued is None else queued}
-        choice = {"logprobs": {"content": [{"top_logprobs": top}]}, "message": message}
-        choice |= {"no-logprobs": {"logprobs": None}, "no-text": {"message": {}}}.get(fault, {})
+        choice: dict[str, Any] = {"logprobs": {"content": [{"top_logprobs": top}]}}
+        choice["message"] = message
+        if fault == "no-logprobs":
+            choice["logprobs"] = None
+        if fault == "no-text":
+            choice["message"] = {}
         reply = json.dumps({"choices": [choice], "usage": {"total_tokens": 7}})
-        reply = {"cut": reply[: len(reply) // 2], "list": "[1]"}.get(fault, reply)
+        if fault == "cut":
+            reply = reply[: len(reply) // 2]
+        if fault == "list":
+            reply = "[1]"
         self.reply(200, reply, {"Content-Type": "application/json"})
 
-    def reply(self, status, text, headers):
+    def reply(self, status: int, text: str, headers: Mapping[str, str]) -> None:
         with contextlib.suppress(OSError):  # who timed out is gone
             self.send_response(status)
             for name, value in headers.items():
@@ -73,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving():
+def serving() -> Iterator[Server]:
     """A running server; it is gone afterwards."""
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

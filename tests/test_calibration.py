@@ -1,12 +1,16 @@
 import itertools
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 from scipy import spatial, stats
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import f1_score
@@ -15,22 +19,24 @@ from ethalign import calibration, data
 from ethalign.ambiguity import data as votes
 from ethalign.metrics import accuracy, macro_f1
 
+Tables = dict[str, pd.DataFrame]
+Counts = NDArray[np.int64]
 COUNTS = hnp.arrays(int, st.tuples(st.integers(1, 8), st.just(3)), elements=st.integers(0, 6))
 ALPHA = st.lists(st.floats(0.05, 20), min_size=3, max_size=3)
 
 
 @pytest.fixture(scope="module")
-def dilemmas(mirror):
+def dilemmas(mirror: Path) -> Tables:
     return {split: data.load("dilemmas", split) for split in ("dev", "test")}
 
 
 @pytest.fixture(scope="module")
-def anecdotes(mirror):
+def anecdotes(mirror: Path) -> pd.DataFrame:
     return data.load("anecdotes-votes", "dev")
 
 
 @given(alpha=ALPHA, n=st.integers(0, 5))
-def test_probabilities_of_all_vote_sequences_sum_to_one(alpha, n):
+def test_probabilities_of_all_vote_sequences_sum_to_one(alpha: list[float], n: int) -> None:
     """Every ordered sequence of n votes on three answers, one by one."""
     sequences = itertools.product(range(3), repeat=n)
     counts = np.array([np.bincount(s, minlength=3) if s else [0, 0, 0] for s in sequences])
@@ -40,7 +46,7 @@ def test_probabilities_of_all_vote_sequences_sum_to_one(alpha, n):
 
 @given(counts=COUNTS, alpha=ALPHA)
 @settings(deadline=None)
-def test_scores_are_scipys(counts, alpha):
+def test_scores_are_scipys(counts: Counts, alpha: list[float]) -> None:
     p, voted = np.array(alpha) / sum(alpha), counts[counts.sum(1) > 0]
     n = counts.sum(1)
     # SciPy counts every order of the votes, the score only one.
@@ -61,7 +67,9 @@ def test_scores_are_scipys(counts, alpha):
 
 
 @given(counts=COUNTS, alpha=ALPHA, order=st.permutations(range(3)))
-def test_scores_do_not_depend_on_the_names_of_the_answers(counts, alpha, order):
+def test_scores_do_not_depend_on_the_names_of_the_answers(
+    counts: Counts, alpha: list[float], order: list[int]
+) -> None:
     p = np.array(alpha) / sum(alpha)
     order = list(order)
     for score in (
@@ -75,14 +83,16 @@ def test_scores_do_not_depend_on_the_names_of_the_answers(counts, alpha, order):
 
 
 @given(counts=COUNTS, alpha=ALPHA)
-def test_no_distribution_scores_better_than_the_votes_themselves(counts, alpha):
+def test_no_distribution_scores_better_than_the_votes_themselves(
+    counts: Counts, alpha: list[float]
+) -> None:
     counts = counts[counts.sum(1) > 0]
     p, own = np.array(alpha) / sum(alpha), calibration.shares(counts)
     for score in (calibration.cross_entropy, calibration.brier, calibration.jensen_shannon):
         assert (score(own, counts) <= score(p, counts) + 1e-9).all()
 
 
-def test_the_printed_figures_of_the_scruples_ceiling(anecdotes):
+def test_the_printed_figures_of_the_scruples_ceiling(anecdotes: pd.DataFrame) -> None:
     best = calibration.best(anecdotes[list(votes.FIVE)].to_numpy(), draws=1500, seed=0)
     assert best.cross_entropy == pytest.approx(0.735, abs=0.002)
     assert best.macro_f1 == pytest.approx(0.681, abs=0.002)
@@ -93,14 +103,16 @@ def test_the_printed_figures_of_the_scruples_ceiling(anecdotes):
     ("counts", "accuracy_", "f1"),
     [([[1, 3], [4, 0]], 0.8878, 0.8486), ([[3, 2], [0, 5]], 0.7626, 0.6836)],
 )
-def test_the_examples_of_the_authors_own_ceiling(counts, accuracy_, f1):
+def test_the_examples_of_the_authors_own_ceiling(
+    counts: list[list[int]], accuracy_: float, f1: float
+) -> None:
     """Printed by the demo of Scruples, from 625 draws."""
     best = calibration.best(counts, draws=20_000)
     assert best.accuracy == pytest.approx(accuracy_, abs=0.03)
     assert best.macro_f1 == pytest.approx(f1, abs=0.04)
 
 
-def test_the_ceilings_f1_counts_classes_as_the_authors_do():
+def test_the_ceilings_f1_counts_classes_as_the_authors_do() -> None:
     """An answer that is never the plurality counts, as by default in scikit-learn."""
     draws = calibration.best_draws([[5, 4], [20, 0], [5, 4]], 50, seed=1)
     right = np.round(3 * draws[:, 0]).astype(int)
@@ -113,7 +125,9 @@ def test_the_ceilings_f1_counts_classes_as_the_authors_do():
     ("split", "accuracy_", "loss", "alpha"),
     [("dev", 0.848, 0.494, (0.978, 0.949)), ("test", 0.845, 0.500, (1.037, 0.975))],
 )
-def test_the_ceiling_of_dilemmas(dilemmas, split, accuracy_, loss, alpha):
+def test_the_ceiling_of_dilemmas(
+    dilemmas: Tables, split: str, accuracy_: float, loss: float, alpha: tuple[float, float]
+) -> None:
     counts = votes.counts(dilemmas[split])
     best = calibration.best(counts, draws=300, seed=0)
     assert best.accuracy == pytest.approx(accuracy_, abs=0.002)
@@ -123,7 +137,7 @@ def test_the_ceiling_of_dilemmas(dilemmas, split, accuracy_, loss, alpha):
     np.testing.assert_allclose(fitted, alpha, atol=0.002)
 
 
-def test_further_people_agree_with_the_first_ones_as_recorded(dilemmas):
+def test_further_people_agree_with_the_first_ones_as_recorded(dilemmas: Tables) -> None:
     for split, expected, f1 in (("dev", 0.8068, 0.8067), ("test", 0.8038, 0.8036)):
         frame = dilemmas[split]
         gold = votes.counts(frame).argmax(1)
@@ -132,7 +146,7 @@ def test_further_people_agree_with_the_first_ones_as_recorded(dilemmas):
         assert macro_f1(human, gold, seed=0, draws=10).value == pytest.approx(f1, abs=2e-4)
 
 
-def test_the_constants_of_the_dirichlet_score(dilemmas, anecdotes):
+def test_the_constants_of_the_dirichlet_score(dilemmas: Tables, anecdotes: pd.DataFrame) -> None:
     counts = votes.counts(dilemmas["dev"])
     half = np.array([0.5, 0.5])
     for kappa, expected in ((0.1, 4.038), (1, 3.126), (2, 3.078), (4, 3.124), (10, 3.246)):
@@ -147,7 +161,7 @@ def test_the_constants_of_the_dirichlet_score(dilemmas, anecdotes):
     assert nll == pytest.approx(7.79, abs=0.01)
 
 
-def test_constant_predictors_of_anecdotes(anecdotes):
+def test_constant_predictors_of_anecdotes(anecdotes: pd.DataFrame) -> None:
     both, five = votes.counts(anecdotes), anecdotes[list(votes.FIVE)].to_numpy(float)
     prior = calibration.shares(both).mean(0)
     assert prior[0] == pytest.approx(0.747, abs=0.001)
@@ -157,13 +171,13 @@ def test_constant_predictors_of_anecdotes(anecdotes):
     assert calibration.cross_entropy(np.full(5, 0.2), five).mean() == pytest.approx(math.log(5))
 
 
-def test_an_empty_vote_is_undefined_for_one_score_and_certain_for_the_other():
+def test_an_empty_vote_is_undefined_for_one_score_and_certain_for_the_other() -> None:
     assert math.isnan(calibration.cross_entropy([[0.5, 0.5]], [[0, 0]])[0])
     assert calibration.dirichlet_multinomial_nll([1.0, 1.0], [[0, 0]])[0] == 0
     assert calibration.disagreement([[0, 0], [5, 0]]) == ["no-votes", "unanimous"]
 
 
-def test_probability_zero_costs_nothing_or_everything():
+def test_probability_zero_costs_nothing_or_everything() -> None:
     loss = calibration.cross_entropy([[0.0, 1.0], [0.0, 1.0]], [[0, 5], [1, 4]])
     assert loss.tolist() == [0, math.inf]
     nll = calibration.dirichlet_multinomial_nll([[0.0, 1.0], [0.0, 1.0]], [[0, 5], [1, 4]])
@@ -171,12 +185,12 @@ def test_probability_zero_costs_nothing_or_everything():
 
 
 @pytest.mark.parametrize("bad", [[[-1, 5]], [[math.nan, 1]], [1, 2]])
-def test_what_is_no_count_is_refused(bad):
+def test_what_is_no_count_is_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="votes"):
         calibration.cross_entropy([[0.5, 0.5]], bad)
 
 
-def test_no_votes_at_all_cannot_be_fitted():
+def test_no_votes_at_all_cannot_be_fitted() -> None:
     for fit in (
         calibration.fit_dirichlet_multinomial,
         lambda n: calibration.fit_temperature(np.zeros((2, 2)), n),
@@ -186,7 +200,7 @@ def test_no_votes_at_all_cannot_be_fitted():
             fit([[0, 0], [0, 0]])
 
 
-def test_one_class_only_has_a_ceiling_all_the_same():
+def test_one_class_only_has_a_ceiling_all_the_same() -> None:
     best = calibration.best([[5, 0], [3, 0]], draws=20)
     assert best.accuracy == best.macro_f1 == 1
     assert best.cross_entropy == pytest.approx(0, abs=1e-3)
@@ -194,20 +208,20 @@ def test_one_class_only_has_a_ceiling_all_the_same():
 
 @given(t=st.floats(0.3, 3))
 @settings(deadline=None, max_examples=20)
-def test_temperature_undoes_a_known_scaling(t):
+def test_temperature_undoes_a_known_scaling(t: float) -> None:
     z = np.random.default_rng(0).normal(size=(300, 2))
     h = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     assert calibration.fit_temperature(t * z, h) == pytest.approx(t, rel=0.01)
 
 
-def test_the_concentration_of_drawn_votes_is_found_again():
+def test_the_concentration_of_drawn_votes_is_found_again() -> None:
     random = np.random.default_rng(0)
     p = random.dirichlet([2, 2], 4000)
     drawn = np.array([random.multinomial(5, random.dirichlet(3 * q + 1e-9)) for q in p])
     assert calibration.fit_concentration(p, drawn) == pytest.approx(3, rel=0.1)
 
 
-def test_calibration_error_by_hand():
+def test_calibration_error_by_hand() -> None:
     p = [[0.8, 0.2], [0.8, 0.2], [0.4, 0.6], [0.4, 0.6]]
     # Bin (0.7, 0.8] is right half the time, bin (0.5, 0.6] always: |0.8-0.5|/2 + |0.6-1|/2.
     assert calibration.expected_calibration_error(p, [0, 1, 1, 1], 10) == pytest.approx(0.35)
@@ -219,7 +233,9 @@ def test_calibration_error_by_hand():
 @pytest.mark.parametrize("stated", [False, True])
 @given(seed=st.integers(0, 999), n=st.integers(1, 60), bins=st.integers(1, 15))
 @settings(deadline=None)
-def test_calibration_error_is_that_of_sklearns_curve(stated, seed, n, bins):
+def test_calibration_error_is_that_of_sklearns_curve(
+    stated: bool, seed: int, n: int, bins: int
+) -> None:
     random = np.random.default_rng(seed)
     p, y = random.random(n), random.integers(0, 2, n)
     confidence, right = (p, y) if stated else (np.maximum(p, 1 - p), (p > 0.5) == y)
@@ -234,8 +250,8 @@ def test_calibration_error_is_that_of_sklearns_curve(stated, seed, n, bins):
     assert [b.n for b in curve] == items[items > 0].tolist()
 
 
-def test_stated_confidences_by_hand():
-    def error(said, right):
+def test_stated_confidences_by_hand() -> None:
+    def error(said: Any, right: Any) -> float:
         return calibration.expected_calibration_error(said, right, stated=True)
 
     # A gap of 0.35 over two answers and one of 0.05 over two.
@@ -256,13 +272,13 @@ def test_stated_confidences_by_hand():
 
 
 @given(counts=COUNTS)
-def test_calibration_error_stays_in_its_range(counts):
+def test_calibration_error_stays_in_its_range(counts: Counts) -> None:
     p = calibration.shares(counts + 1)
     found = calibration.expected_calibration_error(p, counts.argmax(1), 7)
     assert 0 <= found <= 1
 
 
-def test_the_early_scores_are_as_wrong_as_they_were():
+def test_the_early_scores_are_as_wrong_as_they_were() -> None:
     h = np.array([[1.0, 0.0]])
     low = calibration.early_cross_entropy([[1.0, 0.0]], h)[0]
     high = calibration.early_cross_entropy([[0.0, 1.0]], h)[0]
@@ -271,6 +287,6 @@ def test_the_early_scores_are_as_wrong_as_they_were():
     assert early.tolist() == [[0.5, 0], [0.5, 0], [0, 0.5], [0, 0.5], [0, 0]]
 
 
-def test_votes_only_file_and_full_file_are_the_same_votes(mirror, dilemmas):
+def test_votes_only_file_and_full_file_are_the_same_votes(mirror: Path, dilemmas: Tables) -> None:
     path = mirror / "scruples" / "label-counts" / "dev.scruples-dilemmas_label-counts.json"
     assert json.loads(path.read_text()) == votes.counts(dilemmas["dev"]).astype(int).tolist()

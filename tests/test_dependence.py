@@ -71,9 +71,12 @@ def states(project: Path, runs: Path) -> dict[str, str]:
     return found
 
 
-TUNED = ("*/finetune/*", "reasons/evaluate/L*", "reasons/evaluate/R*", "*/evaluate/shuffled")
-TUNED += ("ambiguity/evaluate/[hsv]*", "honesty/evaluate/[acfm]*")
-EDITS = [
+TUNED: tuple[str, ...] = (
+    *("*/finetune/*", "reasons/evaluate/L*", "reasons/evaluate/R*", "*/evaluate/shuffled"),
+    *("ambiguity/evaluate/[hsv]*", "honesty/evaluate/[acfm]*"),
+)
+SCORED = ("reasons/evaluate/*", "ambiguity/evaluate/*")
+EDITS: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     ("a colour", "ethalign/plots.py", "#0072B2", "#0072B3", ()),
     ("a figure", "ethalign/reasons/plots.py", "log_odds", "", ()),
     ("a table", "ethalign/tables.py", "comparison", "", ()),
@@ -84,7 +87,7 @@ EDITS = [
     ("prose", "ethalign/scoring.py", "Log-probabilities of answer choices", "Choices", ()),
     ("another study", "ethalign/honesty/scores.py", "normalise", "", ("honesty/*",)),
     ("the training loop", "ethalign/tuning.py", "zero_grad()", "zero_grad(True)", TUNED),
-    ("scoring", "ethalign/scoring.py", "left_pad", "", ("*/evaluate/*", "honesty/*")),
+    ("scoring", "ethalign/scoring.py", "choice_logprobs", "", SCORED),
     (
         "a template that is only asked with",
         "ethalign/honesty/prompts.py",

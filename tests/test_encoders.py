@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,12 @@ COUNTS = np.array([[1.0, 4.0] if i % 2 else [5.0, 0.0] for i in range(32)])
 
 
 @pytest.fixture(scope="module")
-def path():
+def path() -> Path:
     return models.encoder("random-tiny")
 
 
 @pytest.mark.parametrize("loss", ["hard", "soft", "counts", "dirichlet"])
-def test_every_loss_learns_which_class_is_more_likely(path, loss):
+def test_every_loss_learns_which_class_is_more_likely(path: Path, loss: encoders.Loss) -> None:
     targets = COUNTS.argmax(1) if loss == "hard" else COUNTS
     fitted = encoders.fit(path, TEXTS, targets, loss=loss, epochs=30, lr=3e-3, seed=0)
     found = encoders.logits(fitted, TEXTS)
@@ -22,7 +24,7 @@ def test_every_loss_learns_which_class_is_more_likely(path, loss):
     assert (found.argmax(1) == COUNTS.argmax(1)).mean() > 0.9
 
 
-def test_losses_by_hand():
+def test_losses_by_hand() -> None:
     """papers.md 4.3 at z = (0, ln 3), n = (1, 3)."""
     z, n = torch.tensor([[0.0, np.log(3)]]), torch.tensor([[1.0, 3.0]])
     p = np.array([0.25, 0.75])
@@ -34,13 +36,13 @@ def test_losses_by_hand():
     assert float(encoders.batch_loss(z, n, "dirichlet")) == pytest.approx(-np.log(60 / 840))
 
 
-def test_the_order_of_texts_does_not_matter(path):
+def test_the_order_of_texts_does_not_matter(path: Path) -> None:
     fitted = encoders.fit(path, TEXTS, COUNTS.argmax(1), epochs=1, seed=0)
     forward = encoders.logits(fitted, TEXTS, batch_size=5)
     assert np.allclose(forward[::-1], encoders.logits(fitted, TEXTS[::-1]), atol=1e-4)
 
 
-def test_saved_and_loaded_is_the_same(path, tmp_path):
+def test_saved_and_loaded_is_the_same(path: Path, tmp_path: Path) -> None:
     fitted = encoders.fit(path, TEXTS, COUNTS.argmax(1), pairs=TEXTS[::-1], epochs=1, seed=0)
     encoders.save(fitted, tmp_path / "e")
     assert not list((tmp_path / "e").glob("*.bin")), "no pickles"
@@ -49,7 +51,7 @@ def test_saved_and_loaded_is_the_same(path, tmp_path):
     assert np.allclose(before, encoders.logits(again, TEXTS, pairs=TEXTS[::-1]))
 
 
-def test_the_same_seed_gives_the_same_encoder(path):
+def test_the_same_seed_gives_the_same_encoder(path: Path) -> None:
     found = [
         encoders.logits(encoders.fit(path, TEXTS, COUNTS, loss="soft", epochs=1, seed=s), TEXTS)
         for s in (1, 1, 2)
@@ -58,12 +60,12 @@ def test_the_same_seed_gives_the_same_encoder(path):
     assert (found[0] != found[2]).any()
 
 
-def test_embeddings_have_unit_length(path):
+def test_embeddings_have_unit_length(path: Path) -> None:
     found = encoders.embed(path, TEXTS[:5])
     assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(5))
 
 
-def test_targets_of_another_length_are_refused(path):
+def test_targets_of_another_length_are_refused(path: Path) -> None:
     for texts, targets in ((TEXTS, [0, 1]), ([], [])):
         with pytest.raises(ValueError, match="targets"):
             encoders.fit(path, texts, targets)

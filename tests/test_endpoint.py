@@ -1,34 +1,40 @@
 """A model behind a real server on this machine that misbehaves on demand."""
 
+from __future__ import annotations
+
 import json
 import logging
 import math
 import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import command
-from servers import serving
+from servers import Server, serving
 
 from ethalign import config, endpoint, study
 from ethalign.ambiguity import data, evaluate
+from ethalign.ambiguity.settings import Run
 from ethalign.config import UserError
 
 KEY = "sk-very-secret/key"
 
 
 @pytest.fixture
-def server():
+def server() -> Iterator[Server]:
     with serving() as server:
         yield server
 
 
-def client(server, **settings):
-    defaults = {"url": server.url, "per_minute": 100_000, "timeout": 30.0}
+def client(server: Server, **settings: Any) -> endpoint.Client:
+    defaults: dict[str, Any] = {"url": server.url, "per_minute": 100_000, "timeout": 30.0}
     return endpoint.Client(config.Endpoint(**(defaults | settings)), "some-model")
 
 
-def test_listed_tokens_become_answer_masses(server):
+def test_listed_tokens_become_answer_masses(server: Server) -> None:
     asking = client(server)
     found = asking.answers(["Which?"], ("first", "second"))
     np.testing.assert_allclose(np.exp(found.logp), [[0.6, 0.3]])
@@ -43,7 +49,7 @@ def test_listed_tokens_become_answer_masses(server):
     assert nothing.bounded.shape == (0,)
 
 
-def test_an_answer_that_is_not_listed_is_bounded_and_counted(server):
+def test_an_answer_that_is_not_listed_is_bounded_and_counted(server: Server) -> None:
     server.top = [("first", math.log(0.9)), ("The", math.log(0.06)), ("I", math.log(0.03))]
     found = client(server).answers(["Which?"], ("first", "second"))
     # Left over is 0.01, less than the least probable token listed.
@@ -58,7 +64,7 @@ def test_an_answer_that_is_not_listed_is_bounded_and_counted(server):
     assert client(server).answers(["Which?"], ("first", "second")).bounded.all()
 
 
-def test_the_beginning_of_an_answer_counts_unless_it_begins_both(server):
+def test_the_beginning_of_an_answer_counts_unless_it_begins_both(server: Server) -> None:
     server.top = [("un", math.log(0.5)), ("eth", math.log(0.2)), ("", math.log(0.1))]
     found = client(server).answers(["Which?"], ("ethical", "unethical"))
     np.testing.assert_allclose(np.exp(found.logp), [[0.2, 0.5]])
@@ -68,7 +74,7 @@ def test_the_beginning_of_an_answer_counts_unless_it_begins_both(server):
 
 
 @pytest.mark.parametrize("logp", [math.nan, 0.1, math.inf, None, "x"])
-def test_what_is_no_log_probability_is_no_answer(server, logp):
+def test_what_is_no_log_probability_is_no_answer(server: Server, logp: float | str | None) -> None:
     server.top = [("first", -0.5), ("second", logp)]
     with pytest.raises(UserError, match="gave no valid log-probabilities for some-model"):
         client(server).answers(["Which?"], ("first", "second"))
@@ -77,7 +83,7 @@ def test_what_is_no_log_probability_is_no_answer(server, logp):
 @pytest.mark.parametrize(
     "faults", [[429], [500, 503], ["cut"], ["list"], ["slow"], [429, "cut", 502]]
 )
-def test_what_passes_is_tried_again(server, faults):
+def test_what_passes_is_tried_again(server: Server, faults: list[int | str]) -> None:
     server.script = list(faults)
     asking = client(server, timeout=1.0 if "slow" in faults else 30.0)
     found = asking.answers(["Which?"], ("first", "second"))
@@ -85,7 +91,7 @@ def test_what_passes_is_tried_again(server, faults):
     assert len(server.bodies) == asking.requests == len(faults) + 1
 
 
-def test_the_pause_that_the_server_asks_for_is_kept(server):
+def test_the_pause_that_the_server_asks_for_is_kept(server: Server) -> None:
     server.script, server.headers = [429], {"Retry-After": "1"}
     client(server).complete(["a"], 5)
     assert np.diff(server.times)[0] >= 1.0
@@ -103,7 +109,9 @@ def test_the_pause_that_the_server_asks_for_is_kept(server):
         (["no-logprobs"], "no valid log-probabilities", 1),
     ],
 )
-def test_what_does_not_pass_ends_with_one_sentence(server, faults, message, requests):
+def test_what_does_not_pass_ends_with_one_sentence(
+    server: Server, faults: list[int | str], message: str, requests: int
+) -> None:
     server.script = list(faults)
     asking = client(server, retries=2, timeout=0.5 if "slow" in faults else 30.0)
     with pytest.raises(UserError, match=message) as caught:
@@ -113,7 +121,7 @@ def test_what_does_not_pass_ends_with_one_sentence(server, faults, message, requ
     assert str(caught.value).endswith(".")
 
 
-def test_a_server_that_is_not_there_is_named():
+def test_a_server_that_is_not_there_is_named() -> None:
     settings = config.Endpoint(url="http://127.0.0.1:9/v1", retries=1)
     asking = endpoint.Client(settings, "m")
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1 gave no answer \(.*refused"):
@@ -121,14 +129,14 @@ def test_a_server_that_is_not_there_is_named():
     assert asking.requests == 2
 
 
-def test_a_redirect_is_not_followed(server):
+def test_a_redirect_is_not_followed(server: Server) -> None:
     server.script, server.headers = [307], {"Location": f"{server.url}/elsewhere"}
     with pytest.raises(UserError, match=r"Error code: 307.*check endpoint\.url"):
         client(server).complete(["a"], 5)
     assert len(server.bodies) == 1
 
 
-def test_requests_keep_their_distance_and_run_together(server):
+def test_requests_keep_their_distance_and_run_together(server: Server) -> None:
     server.delay = 0.5
     start = time.monotonic()
     client(server, per_minute=600, concurrent=3).complete(["a", "b", "c", "d"], 5)
@@ -137,14 +145,14 @@ def test_requests_keep_their_distance_and_run_together(server):
     assert 1 < server.most <= 3
 
 
-def test_answers_come_in_the_order_of_the_prompts(server):
+def test_answers_come_in_the_order_of_the_prompts(server: Server) -> None:
     prompts = [f"prompt {k}" for k in range(12)]
     server.delay = lambda prompt: 0.02 * (12 - int(prompt.split()[1]))
     assert client(server, concurrent=4).complete(prompts, 5) == [p.upper() for p in prompts]
     assert 1 < server.most <= 4
 
 
-def test_a_failure_ends_what_has_not_begun(server):
+def test_a_failure_ends_what_has_not_begun(server: Server) -> None:
     server.script = [401] * 99
     asking = client(server, concurrent=2)
     with pytest.raises(UserError, match="Error code: 401"):
@@ -154,7 +162,7 @@ def test_a_failure_ends_what_has_not_begun(server):
     assert asking.complete(["again"], 5) == ["AGAIN"]
 
 
-def test_retries_count_against_the_guard_of_costs(server):
+def test_retries_count_against_the_guard_of_costs(server: Server) -> None:
     server.script = [500] * 9
     asking = client(server, max_requests=3, retries=8)
     with pytest.raises(UserError, match=r"needs 4 requests and endpoint\.max_requests is 3"):
@@ -162,7 +170,9 @@ def test_retries_count_against_the_guard_of_costs(server):
     assert len(server.bodies) == asking.requests == 3
 
 
-def test_the_key_comes_from_the_environment_and_is_not_recorded(server, monkeypatch):
+def test_the_key_comes_from_the_environment_and_is_not_recorded(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SOME_KEY", f" {KEY}\n")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-this-one")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer sk-nor-this-one")
@@ -172,14 +182,19 @@ def test_the_key_comes_from_the_environment_and_is_not_recorded(server, monkeypa
     assert KEY not in json.dumps([asking.record, asking.notes])
     # A server here that needs no key is not given another one's.
     client(server, key_env="NO_KEY").complete(["a"], 5)
-    assert "sk-" not in server.keys[1]
+    assert "sk-" not in str(server.keys[1])
 
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500])
 @pytest.mark.parametrize("form", ["Bad key {}\n\x1b[31m!", '{{"error": {{"message": "key {}"}}}}'])
 def test_a_key_that_the_server_repeats_is_never_shown(
-    server, monkeypatch, caplog, capfd, status, form
-):
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    status: int,
+    form: str,
+) -> None:
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("SOME_KEY", KEY)
     server.script, server.error = [status] * 9, form.format(KEY)
@@ -191,7 +206,9 @@ def test_a_key_that_the_server_repeats_is_never_shown(
 
 
 @pytest.mark.parametrize("key", ["", "  ", "two keys", "a\nb", "a\x07b", "schlüssel"])
-def test_what_is_no_key_is_refused_before_anything_is_sent(monkeypatch, key):
+def test_what_is_no_key_is_refused_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     monkeypatch.setenv("OTHER_KEY", key)
     settings = config.Endpoint(url="https://api.example/v1", key_env="OTHER_KEY")
     with pytest.raises(UserError, match=r"variable OTHER_KEY .*; export your API key") as caught:
@@ -214,13 +231,13 @@ def test_what_is_no_key_is_refused_before_anything_is_sent(monkeypatch, key):
         "",
     ],
 )
-def test_an_address_that_could_hold_a_key_is_refused(url):
+def test_an_address_that_could_hold_a_key_is_refused(url: str) -> None:
     with pytest.raises(UserError, match=r"endpoint\.key_env instead") as caught:
         endpoint.Client(config.Endpoint(url=url), "m")
     assert "hush" not in str(caught.value)
 
 
-def test_a_key_in_the_place_of_its_variable_is_refused():
+def test_a_key_in_the_place_of_its_variable_is_refused() -> None:
     settings = config.Endpoint(url="https://api.example/v1", key_env=KEY)
     with pytest.raises(UserError, match="environment variable") as caught:
         endpoint.Client(settings, "m")
@@ -230,53 +247,57 @@ def test_a_key_in_the_place_of_its_variable_is_refused():
 @pytest.mark.parametrize(
     "url", ["https://api.openai.com/v1", "http://[::1]:8000/v1/", "http://my_box.lan/a-b/v1.0"]
 )
-def test_plain_addresses_are_taken(monkeypatch, url):
+def test_plain_addresses_are_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert endpoint.Client(config.Endpoint(url=url), "m").record["device"] == url
 
 
-def served(server, **overrides):
-    settings = {"endpoint.url": server.url, "endpoint.retries": 1}
+def served(server: Server, **overrides: Any) -> Run:
+    settings: dict[str, Any] = {"endpoint.url": server.url, "endpoint.retries": 1}
     settings |= {"endpoint.per_minute": 100_000, "model.id": "some-model"}
-    return config.load("ambiguity", "zero-shot", "smoke", 0, settings | overrides)
+    run = config.load("ambiguity", "zero-shot", "smoke", 0, settings | overrides)
+    assert isinstance(run, Run)
+    return run
 
 
-def test_an_interrupted_evaluation_asks_only_for_what_is_missing(server, tmp_path):
+def test_an_interrupted_evaluation_asks_only_for_what_is_missing(
+    server: Server, tmp_path: Path
+) -> None:
     run = served(server)
-    parts = {"held-out": data.held_out(run), "test": data.test(run)}
+    parts = data.tests(run)
     total = 2 * sum(map(len, parts.values()))
-    server.script = [None] * 20 + [500] * 99
+    server.script = [*[None] * 20, *[500] * 99]
     path = tmp_path / "predictions.jsonl"
     with pytest.raises(UserError, match="run the same command again"):
-        evaluate.predict(run, evaluate.source(run, None), parts, path)
+        evaluate.ask(run, evaluate.respondent(run, None), parts, path)
     kept = len(path.read_text().splitlines())
     assert 0 < kept < total / 2
     server.script, server.bodies = [], []
-    found = evaluate.predict(run, evaluate.source(run, None), parts, path)
+    found = evaluate.ask(run, evaluate.respondent(run, None), parts, path)
     assert len(server.bodies) == total - 2 * kept, "nothing is paid for twice"
     assert found.set_index(["part", "id"]).index.is_unique
     assert len(found) == total / 2
-    rows = evaluate.summarise(run, found)
+    rows = evaluate.measure_rows(run, run.variant, found)
     assert {r["metric"]: r["value"] for r in rows}["answer_bounded"] == 0
 
 
-def test_too_many_requests_are_refused_before_the_first(server, tmp_path):
+def test_too_many_requests_are_refused_before_the_first(server: Server, tmp_path: Path) -> None:
     run = served(server, **{"endpoint.max_requests": 3})
     with pytest.raises(UserError, match=r"endpoint\.max_requests is 3"):
-        evaluate.predict(run, evaluate.source(run, None), {"test": data.test(run)}, tmp_path / "p")
+        evaluate.ask(run, evaluate.respondent(run, None), data.tests(run), tmp_path / "p")
     assert not server.bodies
 
 
-def test_a_tuned_variant_cannot_be_asked_behind_a_server(server):
+def test_a_tuned_variant_cannot_be_asked_behind_a_server(server: Server) -> None:
     run = config.load("ambiguity", "soft", "smoke", 0, {"endpoint.url": server.url})
     with pytest.raises(UserError, match="--variant zero-shot"):
         study.find("ambiguity").preflight(run)
 
 
-def test_the_whole_evaluation_runs_against_a_server(server, tmp_path):
+def test_the_whole_evaluation_runs_against_a_server(server: Server, tmp_path: Path) -> None:
     settings = [f"endpoint.url={server.url}", "model.id=some-model", "endpoint.per_minute=100000"]
-    call = ["run", "ambiguity", "--variant", "zero-shot", "--scale", "smoke", "--runs", tmp_path]
-    done = command(*call, "--set", *settings)
+    call = ["run", "ambiguity", "--variant", "zero-shot", "--scale", "smoke"]
+    done = command(*call, "--runs", tmp_path, "--set", *settings)
     assert done.returncode == 0, done.stderr
     where = tmp_path / "ambiguity" / "smoke" / "some-model" / "zero-shot" / "0"
     record = json.loads((where / "run.json").read_text())

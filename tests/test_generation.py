@@ -1,11 +1,13 @@
 import string
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ethalign import config, generation, models, scoring
+from ethalign.models import Loaded
 
 PROMPTS = ["Q: one?\nA:", "Q: a good deal longer than the first one?\nA:", "Q:", "Q: four\nA:"]
 # Lengths from one token to several hundred; the second list shares a long opening.
@@ -14,37 +16,45 @@ SHARED = [f"Answer the question, please.\nQ: {text}" for text in APART]
 
 
 @pytest.fixture(scope="module")
-def lively():
+def lively() -> Loaded:
     """The random model with larger weights, so that its words depend on all that was read."""
     loaded = models.load(config.Model(id="random-tiny", device="cpu", dtype="float32"))
+    inner: Any = loaded.model.model
     with torch.no_grad():
-        loaded.model.model.embed_tokens.weight.mul_(20)
-        for weight in loaded.model.model.layers.parameters():
+        inner.embed_tokens.weight.mul_(20)
+        for weight in inner.layers.parameters():
             if weight.dim() == 2:
                 weight.mul_(15)
     return loaded
 
 
-def tokens_as_text(loaded, monkeypatch):
+def ask(loaded: Loaded, prompts: list[str], **settings: Any) -> list[str]:
+    return generation.generate(loaded.model, loaded.tokenizer, prompts, **settings)
+
+
+def tokens_as_text(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts become lists of token ids, so that no two of them look alike once decoded."""
-    spell = lambda ids, **_: " ".join(str(int(i)) for i in ids)  # noqa: E731
+
+    def spell(ids: list[int], **_: Any) -> str:
+        return " ".join(str(int(i)) for i in ids)
+
     monkeypatch.setattr(loaded.tokenizer, "decode", spell)
 
 
-def feed(monkeypatch):
+def feed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes (rows, length) of everything that the model is fed."""
     shapes = []
-    whole = generation.backbone
+    whole = scoring.backbone
 
-    def counted(model, **inputs):
-        shapes.append(tuple(inputs["input_ids"].shape))
-        return whole(model, **inputs)
+    def counted(model: Any, ids: torch.Tensor, *more: Any, **how: Any) -> Any:
+        shapes.append(tuple(ids.shape))
+        return whole(model, ids, *more, **how)
 
     monkeypatch.setattr(generation, "backbone", counted)
     return shapes
 
 
-def plain(loaded, prompt, new):
+def plain(loaded: Loaded, prompt: str, new: list[int]) -> list[float]:
     """Log-probability of each new token after one forward pass over everything."""
     before = loaded.tokenizer(prompt)["input_ids"]
     with torch.no_grad():
@@ -53,75 +63,68 @@ def plain(loaded, prompt, new):
 
 
 @pytest.mark.parametrize("prompts", [APART, SHARED], ids=["apart", "shared"])
-def test_a_greedy_text_depends_neither_on_batch_size_nor_on_order(lively, monkeypatch, prompts):
+def test_a_greedy_text_depends_neither_on_batch_size_nor_on_order(
+    lively: Loaded, monkeypatch: pytest.MonkeyPatch, prompts: list[str]
+) -> None:
     tokens_as_text(lively, monkeypatch)
-    settings = {"max_new_tokens": 12}
-    alone = generation.generate(lively.model, lively.tokenizer, prompts, batch_size=1, **settings)
+    settings: dict[str, Any] = {"max_new_tokens": 12}
+    alone = ask(lively, prompts, batch_size=1, **settings)
     assert len(set(alone)) > 1
     order = [4, 2, 0, 5, 1, 3]
     mixed = [prompts[i] for i in order]
     for size in (3, 64):
-        found = generation.generate(
-            lively.model, lively.tokenizer, mixed, batch_size=size, **settings
-        )
+        found = ask(lively, mixed, batch_size=size, **settings)
         assert found == [alone[i] for i in order]
-    single = [
-        generation.generate(lively.model, lively.tokenizer, [p], **settings)[0] for p in prompts
-    ]
+    single = [ask(lively, [p], **settings)[0] for p in prompts]
     assert single == alone, "nor on whether anything else is asked at all"
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, SHARED], ids=["apart", "shared"])
-def test_greedy_tokens_are_those_of_transformers_generate(lively, monkeypatch, prompts):
-    expected = []
+def test_greedy_tokens_are_those_of_transformers_generate(
+    lively: Loaded, monkeypatch: pytest.MonkeyPatch, prompts: list[str]
+) -> None:
+    expected: list[list[int]] = []
     for prompt in prompts:
-        asked = lively.tokenizer(prompt, return_tensors="pt")
-        ids = lively.model.generate(**asked, max_new_tokens=12, do_sample=False)[0]
+        asked: Any = lively.tokenizer(prompt, return_tensors="pt")
+        model: Any = lively.model
+        ids = model.generate(**asked, max_new_tokens=12, do_sample=False)[0]
         expected.append(ids[asked["input_ids"].shape[1] :].tolist())
-    texts = generation.generate(lively.model, lively.tokenizer, prompts, max_new_tokens=12)
+    texts = ask(lively, prompts, max_new_tokens=12)
     for text, ids in zip(texts, expected, strict=True):
         assert text == lively.tokenizer.decode(ids, skip_special_tokens=True)
     tokens_as_text(lively, monkeypatch)
-    found = generation.generate(lively.model, lively.tokenizer, prompts, max_new_tokens=12)
+    found = ask(lively, prompts, max_new_tokens=12)
     assert [[int(i) for i in text.split()] for text in found] == expected
 
 
-def test_a_sampled_text_does_not_depend_on_its_batch(lively):
-    settings = {"max_new_tokens": 10, "temperature": 1.0, "samples": 3, "seed": 5}
-    small = generation.generate(lively.model, lively.tokenizer, PROMPTS, batch_size=1, **settings)
-    large = generation.generate(lively.model, lively.tokenizer, PROMPTS, batch_size=8, **settings)
+def test_a_sampled_text_does_not_depend_on_its_batch(lively: Loaded) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 10, "temperature": 1.0, "samples": 3, "seed": 5}
+    small = ask(lively, PROMPTS, batch_size=1, **settings)
+    large = ask(lively, PROMPTS, batch_size=8, **settings)
     assert small == large
     assert len(small) == 12
     assert len(set(small)) > 6, "samples differ from each other"
-    other = generation.generate(lively.model, lively.tokenizer, PROMPTS, **{**settings, "seed": 6})
+    other = ask(lively, PROMPTS, **{**settings, "seed": 6})
     assert other != small
 
 
-def test_samples_belong_to_seed_and_place_whatever_else_is_asked(lively):
-    settings = {"max_new_tokens": 10, "temperature": 1.0, "samples": 3, "seed": 5}
-    first = generation.generate(lively.model, lively.tokenizer, PROMPTS, **settings)
+def test_samples_belong_to_seed_and_place_whatever_else_is_asked(lively: Loaded) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 10, "temperature": 1.0, "samples": 3, "seed": 5}
+    first = ask(lively, PROMPTS, **settings)
     others = ["What?", PROMPTS[1], "Something else of quite another length:", "y"]
-    second = generation.generate(lively.model, lively.tokenizer, others, **settings)
+    second = ask(lively, others, **settings)
     assert second[3:6] == first[3:6]
     assert second[:3] != first[:3]
-    moved = generation.generate(lively.model, lively.tokenizer, [PROMPTS[1]], **settings)
+    moved = ask(lively, [PROMPTS[1]], **settings)
     assert moved != first[3:6], "another place has random numbers of its own"
-    twice = generation.generate(lively.model, lively.tokenizer, [PROMPTS[1]] * 2, **settings)
+    twice = ask(lively, [PROMPTS[1]] * 2, **settings)
     assert twice[:3] != twice[3:], "as has the same prompt asked again"
 
 
-def test_sampling_follows_the_models_distribution(lively):
+def test_sampling_follows_the_models_distribution(lively: Loaded) -> None:
     """Frequencies of first tokens against the probabilities that scoring gives."""
     n = 3000
-    texts = generation.generate(
-        lively.model,
-        lively.tokenizer,
-        PROMPTS[:1],
-        max_new_tokens=1,
-        temperature=1.0,
-        samples=n,
-        seed=1,
-    )
+    texts = ask(lively, PROMPTS[:1], max_new_tokens=1, temperature=1.0, samples=n, seed=1)
     letters = [chr(c) for c in range(33, 127)]
     logp = scoring.choice_logprobs(lively.model, lively.tokenizer, PROMPTS[:1], letters)[0]
     counts = np.array([texts.count(c) for c in letters])
@@ -130,31 +133,31 @@ def test_sampling_follows_the_models_distribution(lively):
     assert counts.sum() > 0
 
 
-def test_a_cold_sample_is_the_greedy_text(lively):
-    greedy = generation.generate(lively.model, lively.tokenizer, PROMPTS, max_new_tokens=8)
-    cold = generation.generate(
-        lively.model, lively.tokenizer, PROMPTS, max_new_tokens=8, temperature=1e-6, samples=2
-    )
+def test_a_cold_sample_is_the_greedy_text(lively: Loaded) -> None:
+    greedy = ask(lively, PROMPTS, max_new_tokens=8)
+    cold = ask(lively, PROMPTS, max_new_tokens=8, temperature=1e-6, samples=2)
     assert cold == [text for text in greedy for _ in range(2)]
 
 
-def test_a_text_is_cut_at_the_stop_and_its_batch_goes_on_undisturbed(lively):
-    full = generation.generate(lively.model, lively.tokenizer, PROMPTS, max_new_tokens=16)
+def test_a_text_is_cut_at_the_stop_and_its_batch_goes_on_undisturbed(lively: Loaded) -> None:
+    full = ask(lively, PROMPTS, max_new_tokens=16)
     stop = full[0][3]
-    cut = generation.generate(
-        lively.model, lively.tokenizer, PROMPTS, max_new_tokens=16, stop=stop
-    )
+    cut = ask(lively, PROMPTS, max_new_tokens=16, stop=stop)
     assert cut == [text.split(stop)[0] for text in full]
     assert len(cut[0]) <= 3
 
 
 @pytest.mark.parametrize("way", ["stop", "end of sequence"])
-def test_a_sequence_that_has_ended_is_no_longer_fed(lively, monkeypatch, way):
-    settings = {"max_new_tokens": 16, "temperature": 1.0, "samples": 8, "seed": 3}
-    letters = {lively.tokenizer.convert_tokens_to_ids(c): c for c in string.ascii_letters}
+def test_a_sequence_that_has_ended_is_no_longer_fed(
+    lively: Loaded, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 16, "temperature": 1.0, "samples": 8, "seed": 3}
+    letters: dict[Any, str] = {
+        lively.tokenizer.convert_tokens_to_ids(c): c for c in string.ascii_letters
+    }
     tokens_as_text(lively, monkeypatch)
-    full = generation.generate(lively.model, lively.tokenizer, PROMPTS, **settings)
-    full = [[int(i) for i in text.split()] for text in full]
+    texts = ask(lively, PROMPTS, **settings)
+    full = [[int(i) for i in text.split()] for text in texts]
     last, _ = Counter(i for ids in full for i in ids if i in letters).most_common(1)[0]
     lengths = [ids.index(last) + 1 if last in ids else len(ids) for ids in full]
     assert len(set(lengths)) > 2, "some end early, at different steps"
@@ -173,67 +176,70 @@ def test_a_sequence_that_has_ended_is_no_longer_fed(lively, monkeypatch, way):
     assert steps == [(rows, 1) for rows in expected if rows]
 
 
-def test_a_prompt_is_read_once_for_all_its_samples(lively, monkeypatch):
+def test_a_prompt_is_read_once_for_all_its_samples(
+    lively: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shapes = feed(monkeypatch)
-    generation.generate(
-        lively.model, lively.tokenizer, PROMPTS[1:2], max_new_tokens=2, temperature=1.0, samples=5
-    )
+    ask(lively, PROMPTS[1:2], max_new_tokens=2, temperature=1.0, samples=5)
     length = len(lively.tokenizer(PROMPTS[1])["input_ids"])
     assert shapes == [(1, length), (5, 1)]
 
 
-def test_a_shared_opening_is_read_once(lively, monkeypatch):
+def test_a_shared_opening_is_read_once(lively: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = feed(monkeypatch)
     prompts = [f"Always the same opening. {end}" for end in ("One?", "Two, three?", "Four")]
-    generation.generate(lively.model, lively.tokenizer, prompts, max_new_tokens=1)
+    ask(lively, prompts, max_new_tokens=1)
     opening = len(lively.tokenizer("Always the same opening. ")["input_ids"])
     rest = len(lively.tokenizer("Two, three?")["input_ids"])
     assert shapes == [(1, opening), (3, rest)]
 
 
-def test_a_prompt_that_is_the_opening_of_the_others_is_answered_as_well(lively):
+def test_a_prompt_that_is_the_opening_of_the_others_is_answered_as_well(lively: Loaded) -> None:
     prompts = ["Always the same opening", "Always the same opening. And more."]
-    found = generation.generate(lively.model, lively.tokenizer, prompts, max_new_tokens=8)
-    alone = [
-        generation.generate(lively.model, lively.tokenizer, [p], max_new_tokens=8) for p in prompts
-    ]
+    found = ask(lively, prompts, max_new_tokens=8)
+    alone = [ask(lively, [p], max_new_tokens=8) for p in prompts]
     assert [[text] for text in found] == alone
 
 
-def test_near_ties_are_settled_by_reading_the_text_alone(lively, monkeypatch):
-    settings = {"max_new_tokens": 6}
-    usual = generation.generate(lively.model, lively.tokenizer, SHARED, **settings)
+def test_near_ties_are_settled_by_reading_the_text_alone(
+    lively: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 6}
+    usual = ask(lively, SHARED, **settings)
     monkeypatch.setattr(generation, "NEAR", 1e9)
-    read = []
-    alone = generation._Decoder._alone
-    monkeypatch.setattr(
-        generation._Decoder, "_alone", lambda self, ids: read.append(ids) or alone(self, ids)
-    )
-    assert generation.generate(lively.model, lively.tokenizer, SHARED, **settings) == usual
+    read: list[list[int]] = []
+    whole = generation._Decoder._alone
+
+    def alone(self: generation._Decoder, ids: list[int]) -> int:
+        read.append(ids)
+        return whole(self, ids)
+
+    monkeypatch.setattr(generation._Decoder, "_alone", alone)
+    assert ask(lively, SHARED, **settings) == usual
     assert len(read) == 6 * len(SHARED)
     asked = [lively.tokenizer(p)["input_ids"] for p in SHARED]
     assert all(any(ids[: len(a)] == a for a in asked) for ids in read), "opening included"
     read.clear()
-    generation.generate(lively.model, lively.tokenizer, SHARED, temperature=1.0, **settings)
+    ask(lively, SHARED, temperature=1.0, **settings)
     assert not read, "what is drawn is not settled"
 
 
-def test_a_tie_goes_to_what_reading_alone_says(lively, monkeypatch):
+def test_a_tie_goes_to_what_reading_alone_says(
+    lively: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whichever of two equal tokens the batch would take."""
     monkeypatch.setattr(generation, "NEAR", 1e9)
     monkeypatch.setattr(generation._Decoder, "_alone", lambda self, ids: len(ids))
     tokens_as_text(lively, monkeypatch)
-    texts = generation.generate(
-        lively.model, lively.tokenizer, ["abcdef", "abcd"], max_new_tokens=3
-    )
+    texts = ask(lively, ["abcdef", "abcd"], max_new_tokens=3)
     assert texts == ["6 7 8", "4 5 6"]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("prompts", [PROMPTS, SHARED], ids=["apart", "shared"])
 def test_logp_is_the_mean_of_what_a_whole_forward_pass_gives(
-    lively, monkeypatch, prompts, temperature
-):
+    lively: Loaded, monkeypatch: pytest.MonkeyPatch, prompts: list[str], temperature: float
+) -> None:
     """At temperature 1 whatever the temperature of the draw, an end of sequence included."""
     monkeypatch.setattr(lively.model.generation_config, "eos_token_id", [2, *range(40, 100)])
     tokens_as_text(lively, monkeypatch)
@@ -254,7 +260,7 @@ def test_logp_is_the_mean_of_what_a_whole_forward_pass_gives(
     assert found.tokens.min() < 10, "some have ended"
 
 
-def test_nothing_to_generate(lively):
-    assert generation.generate(lively.model, lively.tokenizer, []) == []
+def test_nothing_to_generate(lively: Loaded) -> None:
+    assert ask(lively, []) == []
     found = generation.write(lively.model, lively.tokenizer, [], samples=3, stop="\n")
     assert (found.texts, len(found.logp), len(found.tokens)) == ([], 0, 0)

@@ -1,9 +1,13 @@
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import f1_score
 
@@ -14,7 +18,7 @@ LABELS = st.lists(st.sampled_from(["ethical", "unethical"]), min_size=2, max_siz
 
 
 @given(st.integers(1, 2000), st.data())
-def test_wilson_is_scipys_wilson(n, drawn):
+def test_wilson_is_scipys_wilson(n: int, drawn: st.DataObject) -> None:
     k = drawn.draw(st.integers(0, n))
     found = metrics.share(k, n)
     expected = stats.binomtest(k, n).proportion_ci(method="wilson")
@@ -24,19 +28,19 @@ def test_wilson_is_scipys_wilson(n, drawn):
     assert 0 <= found.low <= found.value <= found.high <= 1
 
 
-def test_nothing_measured_is_undefined_and_wide():
+def test_nothing_measured_is_undefined_and_wide() -> None:
     found = metrics.share(0, 0)
     assert math.isnan(found.value)
     assert found[1:] == (0.0, 1.0, 0)
 
 
 @pytest.mark.parametrize("pair", [(3, 2), (-1, 2), (1, 0), (-1, 0)])
-def test_an_impossible_share_is_refused(pair):
+def test_an_impossible_share_is_refused(pair: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"greater|less|at least"):
         metrics.share(*pair)
 
 
-def test_numbers_as_pages_show_them():
+def test_numbers_as_pages_show_them() -> None:
     assert metrics.shown(0.12345, "share") == "12.3"
     assert metrics.shown(0.12345, "nats") == "0.123"
     assert metrics.with_interval(*metrics.share(1, 2)[:3], "share") == "50.0 [9.5, 90.5]"
@@ -46,19 +50,19 @@ def test_numbers_as_pages_show_them():
         assert metrics.with_interval(nothing, 0, 1, "share", "undefined") == "undefined"
 
 
-def test_no_prediction_is_wrong():
+def test_no_prediction_is_wrong() -> None:
     found = metrics.accuracy(["ethical", None, "unethical"], ["ethical", "ethical", "ethical"])
     assert found.value == pytest.approx(1 / 3)
     assert found.n == 3
 
 
-def test_lengths_must_match():
+def test_lengths_must_match() -> None:
     with pytest.raises(ValueError, match=r"longer|shorter"):
         metrics.accuracy(["a"], ["a", "b"])
 
 
 @given(LABELS, st.data())
-def test_macro_f1_is_sklearns(gold, drawn):
+def test_macro_f1_is_sklearns(gold: list[str], drawn: st.DataObject) -> None:
     predicted = drawn.draw(
         st.lists(st.sampled_from(["ethical", "unethical"]), min_size=len(gold), max_size=len(gold))
     )
@@ -70,7 +74,9 @@ def test_macro_f1_is_sklearns(gold, drawn):
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 @settings(deadline=None)
-def test_macro_f1_is_sklearns_with_and_without_classes_that_are_never_gold(pairs):
+def test_macro_f1_is_sklearns_with_and_without_classes_that_are_never_gold(
+    pairs: list[tuple[int, int]],
+) -> None:
     predicted, gold = np.array(pairs).T
     both = f1_score(gold, predicted, average="macro", zero_division=0)
     assert metrics.f1(predicted, gold, 4, unseen=True) == pytest.approx(both)
@@ -78,7 +84,7 @@ def test_macro_f1_is_sklearns_with_and_without_classes_that_are_never_gold(pairs
     assert metrics.f1(predicted, gold, 4) == pytest.approx(only)
 
 
-def test_macro_f1_by_hand():
+def test_macro_f1_by_hand() -> None:
     predicted, gold = np.array([0, 1, -1]), np.array([0, 0, 0])
     assert metrics.f1(predicted, gold, 3) == 2 / 4
     assert metrics.f1(predicted, gold, 3, unseen=True) == pytest.approx((2 / 4 + 0) / 2)
@@ -86,7 +92,7 @@ def test_macro_f1_by_hand():
     assert metrics.macro_f1([], [], seed=0).n == 0
 
 
-def test_kappa_by_hand():
+def test_kappa_by_hand() -> None:
     # Of 50: 20 both yes, 5 and 10 only one, 15 both no; observed 0.7, by chance 0.5.
     first, second = [1] * 25 + [0] * 25, [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
     assert metrics.kappa(first, second) == pytest.approx(0.4)
@@ -99,7 +105,7 @@ def test_kappa_by_hand():
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), max_size=40))
 @settings(deadline=None)
-def test_kappa_is_agreement_beyond_chance(pairs):
+def test_kappa_is_agreement_beyond_chance(pairs: list[tuple[str, str]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     n = len(pairs)
     chance = sum(first.count(k) * second.count(k) for k in "abc") / n**2 if n else 1
@@ -111,7 +117,7 @@ def test_kappa_is_agreement_beyond_chance(pairs):
         assert found == pytest.approx((observed - chance) / (1 - chance), abs=1e-12)
 
 
-def test_macro_f1_shows_a_constant_answer_for_what_it_is():
+def test_macro_f1_shows_a_constant_answer_for_what_it_is() -> None:
     gold = ["ethical"] * 298 + ["unethical"] * 202
     found = metrics.macro_f1(["ethical"] * 500, gold, seed=0, draws=200)
     assert found.value == pytest.approx(0.5 * 2 * 298 / (298 + 500))
@@ -119,7 +125,9 @@ def test_macro_f1_shows_a_constant_answer_for_what_it_is():
 
 
 @given(FLAGS, st.data())
-def test_mcnemar_is_the_binomial_test_on_the_items_that_changed(first, drawn):
+def test_mcnemar_is_the_binomial_test_on_the_items_that_changed(
+    first: list[bool], drawn: st.DataObject
+) -> None:
     second = drawn.draw(st.lists(st.booleans(), min_size=len(first), max_size=len(first)))
     a, b = np.array(first), np.array(second)
     found = metrics.mcnemar(a, b)
@@ -132,7 +140,7 @@ def test_mcnemar_is_the_binomial_test_on_the_items_that_changed(first, drawn):
     assert turned.p_value == pytest.approx(found.p_value)
 
 
-def test_mcnemars_interval_covers_the_true_difference():
+def test_mcnemars_interval_covers_the_true_difference() -> None:
     random = np.random.default_rng(0)
     hits = 0
     for _ in range(400):
@@ -142,13 +150,13 @@ def test_mcnemars_interval_covers_the_true_difference():
     assert 0.92 < hits / 400 < 0.98
 
 
-def test_two_variants_must_answer_the_same_items():
+def test_two_variants_must_answer_the_same_items() -> None:
     for test in (metrics.mcnemar, lambda a, b: metrics.paired_bootstrap(a, b, seed=0)):
         with pytest.raises(ValueError, match="same items"):
             test([True], [True, False])
 
 
-def test_paired_bootstrap_finds_a_difference_and_no_difference():
+def test_paired_bootstrap_finds_a_difference_and_no_difference() -> None:
     random = np.random.default_rng(1)
     a = random.normal(0, 1, 400)
     sure = metrics.paired_bootstrap(a + 0.5, a, seed=0)
@@ -158,34 +166,38 @@ def test_paired_bootstrap_finds_a_difference_and_no_difference():
     assert same.p_value > 0.05
 
 
-def test_bootstrap_is_seeded_and_empty_is_undefined():
+def test_bootstrap_is_seeded_and_empty_is_undefined() -> None:
     x = np.arange(50.0)
     assert metrics.bootstrap(np.mean, x, seed=3) == metrics.bootstrap(np.mean, x, seed=3)
     assert metrics.bootstrap(np.mean, x, seed=3) != metrics.bootstrap(np.mean, x, seed=4)
     assert metrics.bootstrap(np.mean, x[:0], seed=3).n == 0
 
 
-def resampled(statistic, *arrays, seed, draws):
+def resampled(
+    statistic: metrics.Statistic, *arrays: NDArray[Any], seed: int, draws: int
+) -> list[float]:
     """The same samples in plain words."""
     random, n = np.random.default_rng(seed), len(arrays[0])
     picks = [random.integers(0, n, n) for _ in range(draws)]
     return [statistic(*(a[pick] for a in arrays)) for pick in picks]
 
 
+def of_table(table: NDArray[Any], weight: NDArray[Any]) -> Any:
+    return (table[:, 0] * weight).mean() + table[:, 1].max()
+
+
 @pytest.mark.filterwarnings("ignore:All-NaN slice")
 @pytest.mark.parametrize("n", [1, 2, 7, 300, 20_000])
 @pytest.mark.parametrize(
-    "statistic", [np.mean, np.median, lambda x: np.nan if x[0] > 0 else x.max(), "table"]
+    "statistic", [np.mean, np.median, lambda x: np.nan if x[0] > 0 else x.max(), of_table]
 )
-def test_a_seed_gives_the_same_samples_whatever_draws_them(statistic, n):
+def test_a_seed_gives_the_same_samples_whatever_draws_them(
+    statistic: metrics.Statistic, n: int
+) -> None:
     random, draws = np.random.default_rng(n), 120
     arrays = [random.normal(size=n)]
-    if statistic == "table":
+    if statistic is of_table:
         arrays = [random.normal(size=(n, 2)), random.normal(size=n)]
-
-        def statistic(table, weight):
-            return (table[:, 0] * weight).mean() + table[:, 1].max()
-
     expected = resampled(statistic, *arrays, seed=5, draws=draws)
     found = metrics.bootstrap(statistic, *arrays, seed=5, draws=draws)
     assert found.n == n
@@ -195,15 +207,17 @@ def test_a_seed_gives_the_same_samples_whatever_draws_them(statistic, n):
     np.testing.assert_array_equal(tested[1:3], np.quantile(expected, [0.025, 0.975]))
 
 
-def test_the_interval_is_scipys_percentile_interval():
+def test_the_interval_is_scipys_percentile_interval() -> None:
     x = np.random.default_rng(0).exponential(size=80)
-    options = {"n_resamples": 1000, "method": "percentile", "rng": np.random.default_rng(2)}
-    expected = stats.bootstrap((x,), np.mean, **options).confidence_interval
+    drawn = stats.bootstrap(
+        (x,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(2)
+    )
+    expected = drawn.confidence_interval
     assert metrics.bootstrap(np.mean, x, seed=2)[1:3] == pytest.approx(expected)
     assert metrics.paired_bootstrap(x, 0 * x, seed=2)[1:3] == pytest.approx(expected)
 
 
-def test_the_p_value_is_twice_the_smaller_tail():
+def test_the_p_value_is_twice_the_smaller_tail() -> None:
     x = np.random.default_rng(3).normal(0.15, 1, 100)
     below = np.mean(np.array(resampled(np.mean, x, seed=0, draws=1000)) <= 0)
     assert 0.01 < below < 0.4
@@ -214,7 +228,7 @@ def test_the_p_value_is_twice_the_smaller_tail():
 
 
 @given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=20))
-def test_holm_is_its_definition(p):
+def test_holm_is_its_definition(p: list[float]) -> None:
     kept = sorted(x for x in p if x == x)
     steps = [min(1, (len(kept) - i) * x) for i, x in enumerate(kept)]
     expected = [max(steps[: kept.index(x) + 1]) if x == x else math.nan for x in p]
@@ -223,13 +237,13 @@ def test_holm_is_its_definition(p):
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_holm_orders_and_never_lowers(p):
+def test_holm_orders_and_never_lowers(p: list[float]) -> None:
     found = metrics.holm(p)
     assert (found >= np.array(p) - 1e-12).all()
     assert (found <= np.minimum(1, len(p) * np.array(p)) + 1e-12).all()
     assert (np.diff(found[np.argsort(p, kind="stable")]) >= -1e-12).all()
 
 
-def test_holms_own_example():
+def test_holms_own_example() -> None:
     assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert math.isnan(metrics.holm([math.nan, 0.02])[0])

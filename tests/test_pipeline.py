@@ -55,7 +55,9 @@ def test_every_run_directory_holds_what_the_contract_promises(home: Path) -> Non
         assert set(table["variant"]) == {variant}
         assert set(table["dataset"]) == {"statements", "comments"}
         shares = table[table["unit"] == "share"].dropna(subset="value")
-        assert shares[["value", "low", "high"]].stack().between(0, 1).all()
+        assert (
+            (shares[["value", "low", "high"]] >= 0) & (shares[["value", "low", "high"]] <= 1)
+        ).all(axis=None)
         assert (shares["low"] <= shares["value"]).all()
         assert (shares["value"] <= shares["high"]).all()
         tuned = (folder / "adapter" / "adapter_model.safetensors").is_file()
@@ -176,6 +178,8 @@ MISTAKES = [
     (["--profile", "slurmm"], "did you mean 'slurm'"),
     (["--set", "model.quantization=nf4"], "needs an NVIDIA GPU and bitsandbytes"),
     (["--scale", "paper-mistral", "--set", "seed=3"], "seed is not set by --set"),
+    (["--runs", ""], "is no folder for runs"),
+    (["--runs", "a{b}"], "is no folder for runs"),
     (["--cores", "-1"], "is not a number of processor cores"),
     (["--stage", "tune"], "did you mean"),
     (["--runs", "/dev/null/runs"], "could not be written"),
@@ -311,7 +315,7 @@ def slow(path, rows):
     keep(path, rows)
     time.sleep(float(sys.argv[2]))
 records.append_rows = slow
-evaluate.predict(run, loaded, data.splits(run).tests, Path(sys.argv[1]))
+evaluate.ask(run, loaded, data.tests(run), Path(sys.argv[1]))
 """
 
 

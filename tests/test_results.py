@@ -75,8 +75,8 @@ def test_the_direction_is_that_of_the_same_model() -> None:
             parts.append(row)
     table = results.compare("reasons", pd.concat(parts))
     rows = table[(table["row"] == "Llama-2 7B, L") & (table["metric"] == "accuracy")]
-    rows = rows[rows["dataset"] == "dfar"].set_index("model")["verdict"]
-    assert rows.to_dict() == {"up": "direction holds", "down": "differs"}
+    verdicts = rows[rows["dataset"] == "dfar"].set_index("model")["verdict"]
+    assert verdicts.to_dict() == {"up": "direction holds", "down": "differs"}
 
 
 def test_printed_figures_of_ones_own_take_the_place_of_the_papers(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@ import pytest
 import torch
 
 from ethalign import scoring
+from ethalign.models import Loaded
 
 PROMPTS = ["Q: one?\nA:", "Q: a good deal longer than the first one?\nA:", "Q:", "Q: four\nA:"]
 CHOICES = [" yes", " no", " perhaps so", "x"]
 
 
-def plain(loaded, prompt, choice):
+def plain(loaded: Loaded, prompt: str, choice: str) -> float:
     """One forward pass over prompt and choice, nothing shared."""
     before = loaded.tokenizer(prompt)["input_ids"]
     answer = loaded.tokenizer(choice, add_special_tokens=False)["input_ids"]
@@ -17,31 +18,31 @@ def plain(loaded, prompt, choice):
     return sum(float(logp[len(before) - 1 + k, token]) for k, token in enumerate(answer))
 
 
-def test_scores_are_those_of_plain_forward_passes(tiny):
+def test_scores_are_those_of_plain_forward_passes(tiny: Loaded) -> None:
     found = scoring.choice_logprobs(tiny.model, tiny.tokenizer, PROMPTS, CHOICES, batch_size=3)
     expected = [[plain(tiny, p, c) for c in CHOICES] for p in PROMPTS]
     assert found.shape == (4, 4)
     assert np.allclose(found, expected, atol=1e-4)
 
 
-def test_single_token_choices_sum_to_one_over_the_vocabulary(tiny):
+def test_single_token_choices_sum_to_one_over_the_vocabulary(tiny: Loaded) -> None:
     letters = [chr(c) for c in range(33, 127)]
     logp = scoring.choice_logprobs(tiny.model, tiny.tokenizer, PROMPTS[:1], letters)
     assert 0 < np.exp(logp).sum() < 1
     assert (logp < 0).all()
 
 
-def test_batch_size_and_order_do_not_matter(tiny):
+def test_batch_size_and_order_do_not_matter(tiny: Loaded) -> None:
     one = scoring.choice_logprobs(tiny.model, tiny.tokenizer, PROMPTS, CHOICES, batch_size=1)
     turned = scoring.choice_logprobs(tiny.model, tiny.tokenizer, PROMPTS[::-1], CHOICES)[::-1]
     assert np.allclose(one, turned, atol=1e-5)
 
 
-def test_an_empty_choice_is_refused_and_no_prompts_are_no_rows(tiny):
+def test_an_empty_choice_is_refused_and_no_prompts_are_no_rows(tiny: Loaded) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         scoring.choice_logprobs(tiny.model, tiny.tokenizer, PROMPTS, [""])
     assert scoring.choice_logprobs(tiny.model, tiny.tokenizer, [], CHOICES).shape == (0, 4)
 
 
-def test_choice_lengths_count_tokens(tiny):
+def test_choice_lengths_count_tokens(tiny: Loaded) -> None:
     assert scoring.choice_lengths(tiny.tokenizer, ["a", "abc"]).tolist() == [1, 3]

@@ -130,7 +130,7 @@ def test_settings_that_changed_since_are_a_problem(coins: Path) -> None:
     try:
         done = command("verify", cwd=coins)
         assert done.returncode == 1
-        assert "coin was" in done.stdout
+        assert "coin.bias was 0.5 and is now 0.4" in done.stdout
     finally:
         path.write_text("# A fair coin.\n")
 
@@ -152,7 +152,7 @@ def test_a_failed_job_says_how_to_repeat_it_alone(coins: Path) -> None:
 
 
 def test_a_run_name_with_blanks_quotes_and_commands_is_only_a_name(coins: Path) -> None:
-    odd = coins / "odd $(touch hit) 'name' {x}"
+    odd = coins / "odd $(touch hit) 'name'"
     done = command("run", "toy", "--runs", odd, cwd=coins)
     assert done.returncode == 0, done.stderr
     assert (odd / "toy/tiny/results.ipynb").is_file()
@@ -164,7 +164,7 @@ def test_every_declared_setting_exists(name: str) -> None:
     owner = study.find(name)
     known = [key for key, *_ in config.parameters(owner.run)]
     for stage in owner.stages:
-        for key in (*stage.reads, *stage.models, *filter(None, [stage.needs])):
+        for key in (*stage.reads, *stage.handles, *stage.models, *filter(None, [stage.needs])):
             assert any(f"{k}.".startswith(f"{key}.") for k in known), (stage.name, key)
         assert (ROOT / "notebooks" / name / f"{stage.name}.ipynb").is_file()
 
@@ -172,7 +172,7 @@ def test_every_declared_setting_exists(name: str) -> None:
 @pytest.mark.parametrize("name", config.studies())
 def test_every_parameter_is_read_by_some_stage_and_has_a_meaning(name: str) -> None:
     owner = study.find(name)
-    read = [key for stage in owner.stages for key in stage.reads]
+    read = [key for stage in owner.stages for key in (*stage.reads, *stage.handles)]
     coordinates = ("study", "variant", "scale", "seed")
     for key, _, _, about in config.parameters(owner.run):
         if key not in coordinates:
@@ -188,8 +188,9 @@ def test_a_stage_is_given_only_what_it_declares(name: str) -> None:
             block, _, field = key.partition(".")
             if not field or "." in field:
                 continue
-            declared = any(f"{key}.".startswith(f"{k}.") for k in stage.reads)
-            inner = any(k.startswith(f"{key}.") for k in stage.reads)
+            keys = (*stage.reads, *stage.handles)
+            declared = any(f"{key}.".startswith(f"{k}.") for k in keys)
+            inner = any(k.startswith(f"{key}.") for k in keys)
             if declared or inner:
                 getattr(getattr(given, block), field)
             else:

@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ethalign import config, records, tuning
+from ethalign import config, models, records, scoring, tuning
 from ethalign.config import UserError
+from ethalign.models import Loaded
 
 ROWS = [
     tuning.Example(f"Statement {i}.\nAnswer:", [" ethical", " unethical"][i % 2])
@@ -21,16 +24,23 @@ ROWS = [
 ]
 
 
-def settings(**changes):
-    defaults = {"epochs": 3, "batch_size": 4, "lr": 3e-3, "lora_r": 4, "checkpoint_every": 3}
+def settings(**changes: Any) -> config.Tuning:
+    defaults: dict[str, Any] = {
+        "epochs": 3,
+        "batch_size": 4,
+        "lr": 3e-3,
+        "lora_r": 4,
+        "checkpoint_every": 3,
+    }
     return config.Tuning(**{**defaults, **changes})
 
 
-def weights(folder):
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(folder / "adapter" / "adapter_model.safetensors")
+    return found
 
 
-def test_training_lowers_the_loss_and_writes_its_log(fresh_tiny, tmp_path):
+def test_training_lowers_the_loss_and_writes_its_log(fresh_tiny: Loaded, tmp_path: Path) -> None:
     fitted = tuning.fit(fresh_tiny, ROWS, settings(epochs=8), tmp_path, seed=0)
     log = records.read_rows(tmp_path / "train_log.jsonl")
     assert len(log) == fitted.updates == 48
@@ -39,7 +49,7 @@ def test_training_lowers_the_loss_and_writes_its_log(fresh_tiny, tmp_path):
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_the_loss_is_that_of_a_plain_forward_pass(fresh_tiny):
+def test_the_loss_is_that_of_a_plain_forward_pass(fresh_tiny: Loaded) -> None:
     rows = [tuning.encode(fresh_tiny.tokenizer, e, settings()) for e in ROWS[:5]]
     rows[0] = rows[0]._replace(weight=0.25)
     expected = 0.0
@@ -54,9 +64,7 @@ def test_the_loss_is_that_of_a_plain_forward_pass(fresh_tiny):
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-def test_accumulation_gives_the_update_of_the_larger_batch(tmp_path):
-    from ethalign import models
-
+def test_accumulation_gives_the_update_of_the_larger_batch(tmp_path: Path) -> None:
     found = []
     for name, size, steps in (("a", 8, 1), ("b", 2, 4)):
         (tmp_path / name).mkdir()
@@ -69,7 +77,7 @@ def test_accumulation_gives_the_update_of_the_larger_batch(tmp_path):
         assert torch.allclose(tensor, found[1][key], atol=2e-4), key
 
 
-def test_prompt_tokens_count_only_when_asked(tiny):
+def test_prompt_tokens_count_only_when_asked(tiny: Loaded) -> None:
     completion = tuning.encode(tiny.tokenizer, ROWS[0], settings())
     sequence = tuning.encode(tiny.tokenizer, ROWS[0], settings(loss="sequence"))
     prompt = len(tiny.tokenizer(ROWS[0].prompt)["input_ids"])
@@ -83,30 +91,30 @@ def test_prompt_tokens_count_only_when_asked(tiny):
 @given(
     st.lists(st.integers(1, 80), min_size=1, max_size=200), st.integers(1, 9), st.integers(0, 5)
 )
-def test_every_row_is_in_exactly_one_batch(lengths, size, seed):
+def test_every_row_is_in_exactly_one_batch(lengths: list[int], size: int, seed: int) -> None:
     groups = tuning.batches(lengths, size, seed)
     assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
     assert max(map(len, groups)) <= size
     assert groups == tuning.batches(lengths, size, seed)
 
 
-def test_grouping_by_length_saves_padding():
+def test_grouping_by_length_saves_padding() -> None:
     lengths = np.random.default_rng(0).integers(10, 200, 400).tolist()
     padded = sum(len(g) * max(lengths[i] for i in g) for g in tuning.batches(lengths, 8, 0))
     assert padded < 1.1 * sum(lengths)
 
 
-def test_packing_keeps_every_token(tiny):
+def test_packing_keeps_every_token(tiny: Loaded) -> None:
     rows = [tuning.encode(tiny.tokenizer, e, settings(loss="sequence")) for e in ROWS[:5]]
     packed = tuning.pack(rows, 32)
     assert [i for r in packed for i in r.ids] == [i for r in rows for i in r.ids]
     assert all(len(r.ids) == 32 for r in packed[:-1])
 
 
-def test_targets_may_be_drawn_anew_each_epoch(fresh_tiny, tmp_path):
+def test_targets_may_be_drawn_anew_each_epoch(fresh_tiny: Loaded, tmp_path: Path) -> None:
     seen = []
 
-    def rows(epoch):
+    def rows(epoch: int) -> list[tuning.Example]:
         seen.append(epoch)
         return ROWS[:4] if epoch % 2 else ROWS[4:8]
 
@@ -114,8 +122,8 @@ def test_targets_may_be_drawn_anew_each_epoch(fresh_tiny, tmp_path):
     assert set(seen) == {0, 1}
 
 
-def test_no_rows_and_a_loss_that_explodes_are_refused(fresh_tiny, tmp_path):
-    with pytest.raises(UserError, match="not one row"):
+def test_no_rows_and_a_loss_that_explodes_are_refused(fresh_tiny: Loaded, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no training rows"):
         tuning.fit(fresh_tiny, [], settings(), tmp_path, seed=0)
     with pytest.raises(UserError, match=r"tuning\.max_length=8"):
         tuning.fit(
@@ -139,18 +147,18 @@ def slow(path, rows):
     time.sleep(float(sys.argv[2]))
 records.append_rows = slow
 s = config.Tuning(epochs=3, batch_size=4, lr=3e-3, lora_r=4, lora_dropout=0.1, checkpoint_every=3)
-fitted = tuning.fit(loaded, rows, s, Path(sys.argv[1]), seed=0, fresh=False)
+fitted = tuning.fit(loaded, rows, s, Path(sys.argv[1]), seed=0)
 print("resumed at", fitted.resumed_at)
 """
 
 
-def test_kill_9_in_the_middle_and_the_same_weights_in_the_end(tmp_path):
+def test_kill_9_in_the_middle_and_the_same_weights_in_the_end(tmp_path: Path) -> None:
     """Training resumes from its checkpoint and ends as if nothing had happened."""
     folders = [tmp_path / name for name in ("calm", "killed")]
     for folder in folders:
         folder.mkdir()
 
-    def start(folder, pause):
+    def start(folder: Path, pause: float) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", TRAIN, str(folder), str(pause)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
 
@@ -173,16 +181,18 @@ def test_kill_9_in_the_middle_and_the_same_weights_in_the_end(tmp_path):
     assert [r["loss"] for r in logs[0]] == [r["loss"] for r in logs[1]]
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole(fresh_tiny, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    fresh_tiny: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors import torch as st_torch
 
     real, calls = st_torch.save_file, []
 
-    def fails_later(tensors, path, **more):
+    def fails_later(tensors: dict[str, torch.Tensor], path: Path) -> None:
         calls.append(path)
         if len(calls) > 1:
             raise OSError(28, "No space left on device")
-        real(tensors, path, **more)
+        real(tensors, path)
 
     monkeypatch.setattr(st_torch, "save_file", fails_later)
     with pytest.raises(UserError, match="free some space"):
@@ -192,9 +202,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(fresh_tiny, tmp_path, monk
     assert not (tmp_path / "checkpoint.new").exists()
 
 
-def test_an_adapter_merged_for_evaluation_gives_the_tuned_answers(fresh_tiny, tmp_path):
-    from ethalign import scoring
-
+def test_an_adapter_merged_for_evaluation_gives_the_tuned_answers(
+    fresh_tiny: Loaded, tmp_path: Path
+) -> None:
     tuning.fit(fresh_tiny, ROWS, settings(), tmp_path, seed=0)
     asked, choices = [r.prompt for r in ROWS[:6]], [" ethical", " unethical"]
     before = scoring.choice_logprobs(fresh_tiny.model.eval(), fresh_tiny.tokenizer, asked, choices)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ethalign.config import ROOT
 
@@ -133,7 +134,7 @@ def add(target: Path) -> None:
 
 def write_notebook(path: Path, title: str, cells: list[str]) -> None:
     """A notebook with a title and some code cells, the first of them its parameters."""
-    parts = [
+    parts: list[dict[str, Any]] = [
         {
             "cell_type": "code",
             "id": f"c{k}",

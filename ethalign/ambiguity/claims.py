@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,31 +10,30 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from ethalign import calibration, claims, metrics, results
 from ethalign.ambiguity import data, evaluate
 from ethalign.ambiguity.evaluate import FLOOR
-from ethalign.calibration import Floats
 
 TUNED = ("hard", "sampled", "soft", "verbalised")
+# Three meanings of "more"; the change of a mean is in nats or a share of what was before.
+MORE = (
+    ("in nats", "dm", lambda old, new: (new - old).mean()),
+    ("in per cent", "dm", lambda old, new: new.mean() / old.mean()),
+    ("in per cent, raw mass", "raw", lambda old, new: new.mean() / old.mean()),
+)
 
 
-def verdicts(homes: Mapping[str, Path], seed: int = 0) -> pd.DataFrame:
+def assess(homes: Mapping[str, Path], seed: int = 0) -> pd.DataFrame:
     """Each claim about votes, for every language model below some homes.
 
     The claim that the Dirichlet score (concentration 1) improves more than the cross-entropy is
     tested three times: in nats, in per cent of the score before, and in per cent with the raw
     answer mass for the concentration, as in the authors' early code. Which encoder stands against
-    which language model is chosen by their losses on the held-out rows.
+    which language model is chosen by their losses on the calibration split.
 
-    Args:
-        homes: name to a study's folder of runs.
-        seed: which seed's predictions.
-
-    Returns:
-        As of ``claims.verdicts``; differences in nats, or where the claim says so in shares of
-        the score before.
+    ``homes`` are folders of runs by name. Differences are in nats, or where the claim says so in
+    shares of the score before; see ``claims.verdicts``.
     """
     rows = [
         (claim, f"{name}, {model}", "all", *test)
@@ -51,36 +51,29 @@ def _losses(home: Path, seed: int) -> dict[str, dict[str, pd.DataFrame]]:
     for model, variants in results.predictions(home, seed).items():
         for variant, rows in variants.items():
             if "logp1" in rows:
-                own = _scores(rows, evaluate.probabilities(rows))
-                own["raw"] = _dirichlet(np.exp(rows[["logp1", "logp2"]].to_numpy(float)), rows)
-                models.setdefault(model, {})[variant] = own
+                models.setdefault(model, {})[variant] = _scores(rows)
                 continue
             for key, part in rows.groupby(rows["variant"].astype(str)):
-                name = f"{key}, {model}" if key in encoders else key
-                z = part[["z1", "z2"]].to_numpy(float)
-                encoders[name] = _scores(part, special.softmax(z, axis=1))
+                encoders[f"{key}, {model}" if key in encoders else key] = _scores(part)
     return {model: {**encoders, **own} for model, own in models.items()}
 
 
-def _scores(rows: pd.DataFrame, p: Floats) -> pd.DataFrame:
-    """Index ``id``, columns ``part``, ``ce``, ``scaled`` (cross-entropies) and ``dm``."""
-    n, held = data.counts(rows), (rows["part"] == "held-out").to_numpy()
-    z = np.log(np.maximum(p, FLOOR))
-    scaled = special.softmax(z / calibration.fit_temperature(z[held], n[held]), axis=1)
-    scores = {
-        "part": rows["part"].to_numpy(),
-        "scaled": calibration.cross_entropy(scaled, n),
-        "ce": calibration.cross_entropy(np.clip(p, FLOOR, 1), n),
-        "dm": _dirichlet(p, rows),
-    }
-    return pd.DataFrame(scores, index=pd.Index(rows["id"]))
+def _scores(rows: pd.DataFrame) -> pd.DataFrame:
+    """Losses by ``id``: cross-entropies ``ce`` and ``scaled``, Dirichlet ``dm`` and ``raw``."""
+    n, p, held = data.counts(rows), evaluate.probabilities(rows), rows["part"] == "held-out"
+    scaled = evaluate.scaled(p, evaluate.fit_scaling(p[held], n[held])["temperature"])
+    found = rows.set_index("id")[["part"]].assign(
+        scaled=calibration.cross_entropy(scaled, n),
+        ce=calibration.cross_entropy(np.clip(p, FLOOR, 1), n),
+        dm=calibration.dirichlet_multinomial_nll(np.maximum(p, FLOOR), n),
+    )
+    if "logp1" in rows:
+        mass = np.maximum(np.exp(rows[["logp1", "logp2"]].to_numpy(float)), FLOOR)
+        found["raw"] = calibration.dirichlet_multinomial_nll(mass, n)
+    return found
 
 
-def _dirichlet(alpha: Floats, rows: pd.DataFrame) -> Floats:
-    return calibration.dirichlet_multinomial_nll(np.maximum(alpha, FLOOR), data.counts(rows))
-
-
-def _tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[str, Any]]:
+def _tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[str, metrics.Paired]]:
     if "zero-shot" not in losses:
         return
     held, test = (
@@ -92,13 +85,13 @@ def _tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[str, An
     test = {key: t for key, t in test.items() if t.index.equals(before.index)}
     tuned = [key for key in TUNED if key in test]
     for key in tuned:
-        after = test[key]
         for score, name in (("ce", "cross-entropy"), ("dm", "the Dirichlet score")):
-            found = metrics.paired_bootstrap(after[score], before[score], **how)
+            found = metrics.paired_bootstrap(test[key][score], before[score], **how)
             yield f"{key} improves {name}", found
-        for ending, score, statistic in MORE:
-            columns = [t[c].to_numpy() for t in (before, after) for c in ("ce", score)]
-            found = metrics.bootstrap_test(statistic, *columns, **how)
+        for ending, score, change in MORE:
+            more = functools.partial(_more, change)
+            columns = [t[c].to_numpy() for t in (before, test[key]) for c in ("ce", score)]
+            found = metrics.bootstrap_test(more, *columns, **how)
             yield f"{key} improves the Dirichlet score more, {ending}", found
     encoders = [k for k in test if re.match("encoder-(?!shuffled)", k)]
     for score, ending in (("ce", ""), ("scaled", " after scaling")) if tuned and encoders else ():
@@ -109,19 +102,6 @@ def _tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[str, An
         yield f"{first} is ahead of {second} in cross-entropy{ending}", found
 
 
-def _more_nats(ce_0: Any, dm_0: Any, ce_1: Any, dm_1: Any) -> float:
+def _more(change: Any, ce_0: Any, dm_0: Any, ce_1: Any, dm_1: Any) -> float:
     """Change of the Dirichlet score minus that of the cross-entropy."""
-    return float((dm_1 - dm_0).mean() - (ce_1 - ce_0).mean())
-
-
-def _more_per_cent(ce_0: Any, dm_0: Any, ce_1: Any, dm_1: Any) -> float:
-    """The same with each change as a share of the score before."""
-    return float(dm_1.mean() / dm_0.mean() - ce_1.mean() / ce_0.mean())
-
-
-# Three meanings of "more".
-MORE = (
-    ("in nats", "dm", _more_nats),
-    ("in per cent", "dm", _more_per_cent),
-    ("in per cent, raw mass", "raw", _more_per_cent),
-)
+    return float(change(dm_0, dm_1) - change(ce_0, ce_1))

@@ -8,20 +8,24 @@ WRONG, OTHER and NOBODY as RIGHT, and INFO (not enough known) is dropped, as in 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 
-from ethalign import calibration, data, sources
+from ethalign import calibration, sources
 from ethalign.ambiguity.settings import Run
 from ethalign.config import ROOT, UserError
+from ethalign.data import SAMPLES, limit, read_csv, stamp, unique
 from ethalign.sources import Source
+from ethalign.study import Rows
 
+SOURCES = sources.declared("ambiguity")
 PAIR = ("votes1", "votes2")
 FIVE = ("author", "other", "everybody", "nobody", "info")
+STORY = ("id", "title", "text")
 ANSWERS = {"dilemmas": ("first", "second"), "anecdotes": ("right", "wrong")}
 # What a record says of an item; never its words.
 FIELDS = ("part", "id", "dataset", "stratum", *PAIR, "gold")
@@ -32,80 +36,24 @@ SPLITS = {
     "anecdotes-votes": {"official": "dev"},
     "dilemmas-disagreement": {"official": "train"},
 }
-_SCRUPLES = "https://storage.googleapis.com/ai2-mosaic-public/projects/scruples/v1.0/data"
-_DEMO = (
-    "https://raw.githubusercontent.com/allenai/scruples/master/src/scruples/demos/scoracle/"
-    "templates/dev.scruples-anecdotes_label-counts.json"
-)
-_EXCERPT = (
-    "https://raw.githubusercontent.com/niksharma99/EECS6895FinalProject/2eaeab64943a/data/"
-    "interim/scruples_60.jsonl"
-)
-_DISAGREEMENT = (
-    "https://github.com/minnesotanlp/Quantifying-Annotation-Disagreement/raw/main/dataset/"
-    "Dilemmas_Disagreement.zip"
-)
-_DIGESTS = {
-    "dilemmas-train": "git:a5bd01be",
-    "dilemmas-dev": "780b28b57bfb7628ef60e574b8cb646625d1dc3932ceb32d5706ba350c73239a",
-    "dilemmas-test": "5299075dfd6877f2ed202881189565adcaf1c40920ff8ddbed05024731624eb5",
-    "anecdotes-train": "git:64356e45",
-    "anecdotes-dev": "git:fef3c3de",
-    "anecdotes-test": "git:d628909d",
-}
-
-
-def _archived(key: str, digest: str) -> Source:
-    """A file of the authors' archives; those that no scale needs are optional."""
-    name, split = key.split("-")
-    file = f"{split}.scruples-{name}.jsonl"
-    licence = "Apache-2.0" if name == "dilemmas" else "research"
-    place = f"scruples/{name}/{file}"
-    optional = digest.startswith("git:")
-    return Source(f"{_SCRUPLES}/{name}.tar.gz", digest, place, licence, file, optional)
-
-
-SOURCES = {
-    **{key: _archived(key, digest) for key, digest in _DIGESTS.items()},
-    "anecdotes-excerpt": Source(
-        _EXCERPT,
-        "4b2be9ac885adfb89e7c27129b0d1a384c8d5ad6f2a85321b9b108692523fd81",
-        "scruples/anecdotes_sample/scruples_60.jsonl",
-        "research",
-    ),
-    "anecdotes-votes": Source(
-        _DEMO,
-        "2aee4a2dc5a09b0096aadb469ee6a2d702c5e2434960ddf4fd053a02bc1ca8ac",
-        "scruples/label-counts/dev.scruples-anecdotes_label-counts.json",
-        "Apache-2.0",
-    ),
-    "dilemmas-disagreement": Source(
-        _DISAGREEMENT,
-        "1d1ae9519f50b8679843d5bc1eac7a93edf84624252f78c8eb81903fd97b1855",
-        "scruples/dilemmas_disagreement/train.csv",
-        "unstated",
-        "train.csv",
-    ),
-}
 
 
 class Splits(NamedTuple):
-    """Rows to tune on, rows to fit temperatures on, and rows to report."""
+    """Rows to tune on, the calibration split (held out of training), and rows to report."""
 
     train: pd.DataFrame
     held_out: pd.DataFrame
     test: pd.DataFrame
 
 
-def load(name: str, split: str = "test", source: str = "official") -> pd.DataFrame:
+def table(name: str, split: str = "test", source: str = "official") -> pd.DataFrame:
     """A table of votes, checked.
 
     Args:
-        name: ``dilemmas``, ``anecdotes``, ``anecdotes-votes`` (the five counts of all 2,500
-            development anecdotes, without text) or ``dilemmas-disagreement`` (training pairs
-            with how divided the voters were, but not in which direction).
-        split: ``train``, ``dev``, ``test``; anecdotes also ``excerpt``, which is 60 of them.
-        source: ``sample`` or ``official``.
+        name: of ``SPLITS``; ``anecdotes-votes`` are the five counts of all 2,500 development
+            anecdotes, without text, and ``dilemmas-disagreement`` training pairs with how
+            divided the voters were, but not in which direction.
+        split, source: see ``SPLITS``; ``excerpt`` is 60 anecdotes.
 
     Returns:
         ``id, votes1, votes2`` (votes that action 1, action 2 is less ethical; that the author
@@ -116,86 +64,71 @@ def load(name: str, split: str = "test", source: str = "official") -> pd.DataFra
     Raises:
         UserError: an unknown split or source, a missing file, or a row that is no vote.
     """
-    readers: dict[str, Callable[[str, str], pd.DataFrame]] = {
-        "dilemmas": _dilemmas,
-        "anecdotes": _anecdotes,
-        "anecdotes-votes": _anecdote_votes,
-        "dilemmas-disagreement": _disagreement,
-    }
     known = SPLITS[name]
-    if source not in known or split not in known[source].split():
+    if split not in known.get(source, "").split():
         have = "; ".join(f"{key}: {value}" for key, value in known.items())
         raise UserError(f"data set {name} has no split {split!r} from {source} ({have}).")
-    return check(readers[name](split, source))
-
-
-def _dilemmas(split: str, source: str) -> pd.DataFrame:
     if source == "sample":
-        return _pairs(data.SAMPLES / "dilemmas.csv", split)
-    path = sources.fetch(SOURCES[f"dilemmas-{split}"])
-    rows = []
-    for number, item in enumerate(_lines(path), 1):
-        one, two = item["actions"]
-        gold = item["gold_annotations"]
-        human = item.get("human_perf_annotations") or [np.nan, np.nan]
-        if item["gold_label"] != int(gold[1] > gold[0]):
-            raise UserError(f"{path}, line {number}: the label is not what its votes say.")
-        texts = [one["description"], two["description"], one["id"], two["id"]]
-        rows.append([item["id"], *texts, *gold, *human])
-    columns = ["id", "first", "second", "action1", "action2", *PAIR, "human1", "human2"]
-    return data.stamp(pd.DataFrame(rows, columns=columns), "dilemmas", path)
+        path = SAMPLES / f"{name}.csv"
+        frame = _pairs(path) if name == "dilemmas" else read_csv(path, [*STORY, *FIVE])
+        return check(stamp(frame[frame["split"] == split], f"sample-{name}", path))
+    path = sources.fetch(SOURCES[name if name in SOURCES else f"{name}-{split}"])
+    dataset = "anecdotes-excerpt" if split == "excerpt" else name.partition("-")[0]
+    return check(stamp(OFFICIAL[name](path), dataset, path))
 
 
-def _pairs(path: Path, split: str | None) -> pd.DataFrame:
+def _pairs(path: Path) -> pd.DataFrame:
     """Pairs from a CSV of ours or of a user's: ``id, action1, action2, votes1, votes2``."""
-    frame = data.read_csv(path, ["action1", "action2", *PAIR])
+    frame = read_csv(path, ["action1", "action2", *PAIR])
     if "id" not in frame:
         frame.insert(0, "id", [f"{path.stem}-{i}" for i in range(len(frame))])
-    frame = data.unique(frame, path)
-    if split:
-        frame = frame[frame["split"] == split]
-    frame["first"], frame["second"] = frame["action1"], frame["action2"]
-    return data.stamp(frame, "own" if split is None else "sample-dilemmas", path)
+    return unique(frame, path).assign(first=frame["action1"], second=frame["action2"])
 
 
-def _anecdotes(split: str, source: str) -> pd.DataFrame:
-    if source == "sample":
-        path = data.SAMPLES / "anecdotes.csv"
-        frame = data.read_csv(path, ["id", "title", "text", *FIVE])
-        return data.stamp(frame[frame["split"] == split], "sample-anecdotes", path)
-    path = sources.fetch(SOURCES[f"anecdotes-{split}"])
-    table = [
-        [item["id"], item["title"], item["text"]]
-        + [item["label_scores"][key.upper()] for key in FIVE]
-        for item in _lines(path)
-    ]
-    frame = pd.DataFrame(table, columns=["id", "title", "text", *FIVE])
-    return data.stamp(frame, f"anecdotes{'-excerpt' if split == 'excerpt' else ''}", path)
+def _dilemmas(path: Path) -> pd.DataFrame:
+    rows = []
+    for number, item in enumerate(_lines(path), 1):
+        (one, two), gold = item["actions"], item["gold_annotations"]
+        if item["gold_label"] != int(gold[1] > gold[0]):
+            raise UserError(f"{path}, line {number}: the label does not match its votes.")
+        texts = [one["description"], two["description"], one["id"], two["id"]]
+        human = item.get("human_perf_annotations") or [np.nan, np.nan]
+        rows.append([item["id"], *texts, *gold, *human])
+    columns = ["id", "first", "second", "action1", "action2", *PAIR, "human1", "human2"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _anecdote_votes(split: str, source: str) -> pd.DataFrame:
-    path = sources.fetch(SOURCES["anecdotes-votes"])
+def _anecdotes(path: Path) -> pd.DataFrame:
+    frame = pd.json_normalize(list(_lines(path)))
+    five = [f"label_scores.{key.upper()}" for key in FIVE]
+    return frame[[*STORY, *five]].set_axis([*STORY, *FIVE], axis=1)
+
+
+def _anecdote_votes(path: Path) -> pd.DataFrame:
     frame = pd.DataFrame(json.loads(path.read_text()), columns=list(FIVE))
-    frame.insert(0, "id", [f"anecdotes-{split}-{i}" for i in range(len(frame))])
-    return data.stamp(frame, "anecdotes", path)
+    frame.insert(0, "id", [f"anecdotes-dev-{i}" for i in range(len(frame))])
+    return frame
 
 
-def _disagreement(split: str, source: str) -> pd.DataFrame:
-    path = sources.fetch(SOURCES["dilemmas-disagreement"])
-    frame = data.read_csv(path, ["text", "disagreement_rate"])
-    rate = pd.to_numeric(frame["disagreement_rate"])
-    table = {
-        "id": [f"disagreement-{split}-{i}" for i in range(len(frame))],
-        "text": frame["text"],
-        # 0, 0.5 and 1 stand for 5-0, 4-1 and 3-2; which action lost is not in the file.
-        "minority": 2 * rate,
-    }
-    return data.stamp(pd.DataFrame(table), "dilemmas", path)
+def _disagreement(path: Path) -> pd.DataFrame:
+    frame = read_csv(path, ["text", "disagreement_rate"])
+    ids = [f"disagreement-train-{i}" for i in range(len(frame))]
+    # 0, 0.5 and 1 stand for 5-0, 4-1 and 3-2; which action lost is not in the file.
+    minority = 2 * pd.to_numeric(frame["disagreement_rate"])
+    return pd.DataFrame({"id": ids, "text": frame["text"], "minority": minority})
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+OFFICIAL: dict[str, Callable[[Path], pd.DataFrame]] = {
+    "dilemmas": _dilemmas,
+    "anecdotes": _anecdotes,
+    "anecdotes-votes": _anecdote_votes,
+    "dilemmas-disagreement": _disagreement,
+}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        yield from map(json.loads, file)
 
 
 def check(frame: pd.DataFrame) -> pd.DataFrame:
@@ -204,18 +137,16 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         UserError: a vote that is no count, or a pair of identical actions; names file and row.
     """
-    path = frame.attrs.get("path", "the table")
+    path = frame.attrs["path"]
     for column in [c for c in (*PAIR, *FIVE) if c in frame]:
         numbers = pd.to_numeric(frame[column], errors="coerce")
-        bad = frame.index[~((numbers >= 0) & (numbers % 1 == 0))]
-        if len(bad):
-            value = frame[column][bad[0]]
-            raise UserError(f"{path}, item {bad[0] + 1}, {column}: {value!r} is no vote count.")
+        for k in frame.index[~((numbers >= 0) & (numbers % 1 == 0))]:
+            value = frame[column][k]
+            raise UserError(f"{path}, item {k + 1}, {column}: {value!r} is not a vote count.")
         frame[column] = numbers.astype(int)
     if "first" in frame:
-        same = frame.index[frame["first"].str.strip() == frame["second"].str.strip()]
-        if len(same):
-            raise UserError(f"{path}, item {same[0] + 1}: both actions are the same.")
+        for k in frame.index[frame["first"].str.strip() == frame["second"].str.strip()]:
+            raise UserError(f"{path}, item {k + 1}: both actions are the same.")
     if "author" in frame:
         frame["votes1"] = frame["other"] + frame["nobody"]
         frame["votes2"] = frame["author"] + frame["everybody"]
@@ -241,55 +172,45 @@ def strata(frame: pd.DataFrame) -> list[str]:
 
 def splits(run: Run) -> Splits:
     """The rows of a run: none shares an action with a row of another part."""
-    return Splits(training(run), held_out(run), test(run))
+    return Splits(training(run), *tests(run).values())
 
 
 def training(run: Run) -> pd.DataFrame:
     """The rows to tune on, with limits and permuted votes as the settings have them."""
-    train = data.limit(_pool(run)[1], run.data.limit_train, run.seed)
+    train = limit(_pool(run)[1], run.data.limit_train, run.seed)
     if run.data.shuffle_labels:
         order = np.random.default_rng(run.seed).permutation(len(train))
         train[list(PAIR)] = train[list(PAIR)].to_numpy()[order]
-    return data.limit(train, run.tuning.rows, run.seed)
+    return limit(train, run.tuning.rows, run.seed)
 
 
-def held_out(run: Run) -> pd.DataFrame:
-    """The rows to fit temperatures on."""
-    return data.limit(_pool(run)[0], run.data.limit_test, run.seed)
-
-
-def test(run: Run) -> pd.DataFrame:
-    """The rows to report."""
+def tests(run: Run) -> dict[str, pd.DataFrame]:
+    """The rows that are scored: the calibration split ``held-out``, and ``test``."""
     if (run.data.train is None) != (run.data.test is None):
         raise UserError("give both data.train and data.test, or neither.")
-    frame = _rows(run, "test")
-    if frame.attrs["dataset"] == "anecdotes-excerpt":
-        frame, _ = part(frame, 1 / 3, run.seed)
-    return data.limit(frame, run.data.limit_test, run.seed)
+    tables = {"held-out": _pool(run)[0], "test": _rows(run, "test")}
+    return {k: limit(table, run.data.limit_test, run.seed) for k, table in tables.items()}
 
 
 def _pool(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Held-out rows and the rest, both without rows that have no votes, before any limit."""
     pool = _rows(run, "train")
-    if pool.attrs["dataset"] == "anecdotes-excerpt":
-        _, pool = part(pool, 1 / 3, run.seed)
-    return part(_keep(pool, counts(pool).sum(1) > 0), run.votes.held_out, run.seed)
+    voted = pool[counts(pool).sum(1) > 0].reset_index(drop=True)
+    return part(voted, run.votes.held_out, run.seed)
 
 
 def _rows(run: Run, name: str) -> pd.DataFrame:
-    own = _own(run, name)
+    own = getattr(run.data, name)
     if own is None:
-        return load(run.votes.dataset, _split(run, name), run.data.source)
-    if not own.is_file():
-        raise UserError(f"{own} is missing; data.train and data.test take the path of a CSV.")
+        split = _split(run, name)
+        found = table(run.votes.dataset, split, run.data.source)
+        return part(found, 1 / 3, run.seed)[name == "train"] if split == "excerpt" else found
+    path = ROOT / own
+    if not path.is_file():
+        raise UserError(f"{path} is missing; data.train and data.test take the path of a CSV.")
     if run.votes.dataset != "dilemmas":
         raise UserError("a CSV of your own holds pairs of actions; leave votes.dataset=dilemmas.")
-    return check(_pairs(own, None))
-
-
-def _own(run: Run, name: str) -> Path | None:
-    path = run.data.train if name == "train" else run.data.test
-    return ROOT / path if path else None
+    return check(stamp(_pairs(path), "own", path))
 
 
 def _split(run: Run, name: str) -> str:
@@ -301,32 +222,27 @@ def _split(run: Run, name: str) -> str:
     return run.votes.split if name == "train" or run.votes.split == "excerpt" else "test"
 
 
-def origins(run: Run, *names: str) -> dict[str, Path | Source]:
+def files(run: Run, *names: str) -> dict[str, Path]:
+    """Local paths of ``places``; official files are fetched."""
+    found = places(run, *names)
+    return {k: sources.fetch(at) if isinstance(at, Source) else at for k, at in found}
+
+
+def places(run: Run, *names: str) -> Iterator[tuple[str, Path | Source]]:
     """Where rows come from: local files, or official ones that may have to be fetched.
 
-    Args:
-        run: the resolved configuration.
-        names: ``train`` (with the held-out rows), ``test``, or keys of ``SOURCES``, which are
-            read beside them where the run's data are official.
+    ``names`` are ``train`` (with the held-out rows), ``test``, or keys of ``SOURCES``, which are
+    read beside them where the run's data are official.
     """
-    found: dict[str, Path | Source] = {}
-    official = run.data.source == "official"
+    dataset, official = run.votes.dataset, run.data.source == "official"
     for name in names:
         if name in SOURCES:
-            found |= {name: SOURCES[name]} if official else {}
-        elif local := _own(run, name):
-            found[name] = local
-        elif official:
-            found[name] = SOURCES[f"{run.votes.dataset}-{_split(run, name)}"]
+            yield from [(name, SOURCES[name])] if official else []
+        elif own := getattr(run.data, name):
+            yield name, ROOT / own
         else:
-            found[name] = data.SAMPLES / f"{run.votes.dataset}.csv"
-    return found
-
-
-def files(run: Run, *names: str) -> dict[str, Path]:
-    """Local paths of ``origins``; official files are fetched."""
-    found = origins(run, *names).items()
-    return {k: sources.fetch(v) if isinstance(v, Source) else v for k, v in found}
+            at = SOURCES[f"{dataset}-{_split(run, name)}"] if official else None
+            yield name, at or SAMPLES / f"{dataset}.csv"
 
 
 def part(frame: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -336,7 +252,6 @@ def part(frame: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd
     a stretch of that walk; rows of the rest that touch the first part are dropped. In the real
     files every action stands in two pairs, so hardly any row is lost.
     """
-    random = np.random.default_rng(seed)
     sides = [c for c in ("action1", "action2") if c in frame] or ["id"]
     at: dict[str, list[int]] = {}
     for side in sides:
@@ -344,35 +259,24 @@ def part(frame: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd
             at.setdefault(action, []).append(row)
     wanted = min(max(1, round(share * len(frame))), len(frame))
     taken: set[int] = set()
-    for start in random.permutation(len(frame)).tolist():
+    for start in np.random.default_rng(seed).permutation(len(frame)).tolist():
         stack = [start]
         while stack and len(taken) < wanted:
             row = stack.pop()
             if row not in taken:
                 taken.add(row)
                 stack += [r for side in sides for r in at[frame[side].iloc[row]]]
-    first = np.isin(np.arange(len(frame)), list(taken))
     used = {frame[side].iloc[row] for side in sides for row in taken}
-    touched = frame[sides].isin(used).any(axis=1).to_numpy()
-    return _keep(frame, first), _keep(frame, ~touched)
+    touched = frame[sides].isin(used).any(axis=1)
+    first, rest = frame.iloc[sorted(taken)], frame[~touched]
+    return first.reset_index(drop=True), rest.reset_index(drop=True)
 
 
-def _keep(frame: pd.DataFrame, mask: Any) -> pd.DataFrame:
-    attrs = frame.attrs
-    frame = frame[mask].reset_index(drop=True)
-    frame.attrs = attrs
-    return frame
-
-
-def items(frame: pd.DataFrame, part: str, dataset: str) -> list[dict[str, Any]]:
+def items(frame: pd.DataFrame, part: str, dataset: str) -> Rows:
     """The rows of a table with the further ``FIELDS`` that records have of every item.
 
-    Args:
-        frame: votes, as of ``load``.
-        part: ``held-out`` or ``test``.
-        dataset: names the answers.
+    ``part`` is ``held-out`` or ``test``; ``dataset`` names the answers.
     """
-    names = np.array(ANSWERS[dataset])
+    gold = np.array(ANSWERS[dataset])[counts(frame).argmax(1)]
     known = {"part": part, "dataset": frame.attrs["dataset"], "stratum": strata(frame)}
-    rows = frame.assign(**known, gold=names[counts(frame).argmax(1)]).to_dict("records")
-    return [{str(key): value for key, value in row.items()} for row in rows]
+    return cast("Rows", frame.assign(**known, gold=gold).to_dict("records"))

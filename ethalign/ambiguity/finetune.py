@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,14 @@ from ethalign.ambiguity.settings import Run
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     """Tune adapters on the training rows; the first example goes to ``examples.jsonl``.
 
-    Returns:
-        Facts of the training, data set and number of rows, and the mean entropy of their votes.
+    Facts are those of the training, the data set, its rows, and the mean entropy of their votes.
     """
     train = data.training(run)
 
     def make(tokenizer: Any) -> Any:
-        first = prompts.examples(run, train, 0, tokenizer)[:1]
-        records.write(where / "examples.jsonl", pd.DataFrame(first))
-        return lambda epoch: prompts.examples(run, train, epoch, tokenizer)
+        taught = functools.partial(prompts.examples, run, train, tokenizer=tokenizer)
+        records.write(where / "examples.jsonl", pd.DataFrame(taught(0)[:1]))
+        return taught
 
     entropy = round(float(calibration.entropy(data.counts(train)).mean()), 6)
     known = {"dataset": train.attrs["dataset"], "rows": len(train), "entropy": entropy}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,15 +15,8 @@ if TYPE_CHECKING:
 
 
 def vote_patterns(shares: pd.DataFrame) -> Axes:
-    """Shares of items by how their votes fell, a colour per source.
-
-    Args:
-        shares: index ``5-0``, ``4-1`` …; a column of shares per source.
-    """
-    import matplotlib.pyplot as plt
-
-    _, axes = plt.subplots(figsize=(7, 3))
-    shares.plot.bar(ax=axes, width=0.8, rot=0)
+    """Shares of items by how their votes fell (index ``5-0``, ``4-1`` …), a colour per source."""
+    axes = shares.plot.bar(figsize=(7, 3), width=0.8, rot=0)
     axes.set(xlabel="votes for the first action against the second", ylabel="share of pairs")
     axes.legend(frameon=False)
     return axes
@@ -32,8 +25,7 @@ def vote_patterns(shares: pd.DataFrame) -> Axes:
 def reliability(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> Axes:
     """Reliability diagrams: confidence in the answer against the share of votes for it.
 
-    Args:
-        curves: name to bins (``calibration.reliability``); the area of a point is its items.
+    ``curves`` are bins (``calibration.reliability``) by name; a point's area is its items.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -51,38 +43,29 @@ def reliability(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> A
 
 
 def by_disagreement(
-    rows: pd.DataFrame,
-    *,
-    panels: str = "study",
-    lines: Mapping[str, float] | None = None,
-    ylabel: str = "",
+    rows: pd.DataFrame, lines: Mapping[str, float], *, panels: str = "study", ylabel: str = ""
 ) -> Axes:
-    """One metric by stratum of disagreement, a colour per variant.
+    """One metric by stratum of disagreement, a colour per variant; returns the last panel.
 
     Args:
-        rows: metrics rows of one metric.
-        panels: column that divides the figure; by default it has one panel.
+        rows: metrics rows of one metric, which ``ylabel`` names.
         lines: name to level of horizontal lines (floors and ceilings).
-        ylabel: name of the metric.
-
-    Returns:
-        The last panel.
+        panels: column that divides the figure; by default it has one panel.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    names, groups = (list(dict.fromkeys(rows[column])) for column in ("variant", panels))
+    names, n = rows["variant"].unique(), rows[panels].nunique()
     colours = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
-    _, grid = plt.subplots(1, len(groups), figsize=(7, 3.6), sharey=True, squeeze=False)
-    for axes, group in zip(grid[0], groups, strict=True):
-        _panel(axes, rows[rows[panels] == group], colours)
-        for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
+    _, grid = plt.subplots(1, n, figsize=(7, 3.6), sharey=True, squeeze=False)
+    for axes, (group, part) in zip(grid[0], rows.groupby(panels, sort=False), strict=True):
+        _panel(axes, part, colours)
+        for style, (name, level) in zip(("--", ":", "-."), lines.items(), strict=False):
             axes.axhline(level, color="black", linestyle=style, linewidth=1, label=name)
-        axes.set_title(group if len(groups) > 1 else "", fontsize="x-small")
+        axes.set_title(group if n > 1 else "", fontsize="x-small")
     grid[0][0].set_ylabel(ylabel)
-    last: Axes = grid[0][-1]
-    last.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    return last
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    return cast("Axes", axes)
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, colours: Mapping[str, Any]) -> None:
@@ -96,17 +79,12 @@ def _panel(axes: Axes, rows: pd.DataFrame, colours: Mapping[str, Any]) -> None:
 
 
 def order_bias(one: Any, two: Any) -> Axes:
-    """Probability of the same action when it stands first and when it stands second.
-
-    Args:
-        one: (n,) probability of the first action with the pair as in the file.
-        two: (n,) the same action's probability with the pair swapped.
-    """
+    """Probability (n,) of the same action when it stands first and when it stands second."""
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(figsize=(4.5, 4.5))
     axes.scatter(one, two, s=8, alpha=0.5, color="#0072B2")
     axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1)
-    axes.set(xlabel="p, the action standing first", xlim=(0, 1), ylim=(0, 1))
-    axes.set_ylabel("p, the same action standing second")
+    labels = ("p, the action standing first", "p, the same action standing second")
+    axes.set(xlabel=labels[0], ylabel=labels[1], xlim=(0, 1), ylim=(0, 1))
     return axes

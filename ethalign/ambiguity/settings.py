@@ -21,15 +21,11 @@ class Prompt(Section):
 class Votes(Section):
     """Whose votes, how they are asked for, and what a model learns."""
 
-    dataset: Literal["dilemmas", "anecdotes"] = Field(
-        "dilemmas", description="pairs of actions, or stories"
-    )
+    dataset: Literal["dilemmas", "anecdotes"] = Field("dilemmas", description="pairs or stories")
     split: Literal["dev", "train", "excerpt"] = Field(
         "dev", description="official rows to train on; excerpt = the 60 anecdotes that are small"
     )
-    held_out: float = Field(
-        0.2, gt=0, lt=1, description="share of training rows kept to fit temperatures on"
-    )
+    held_out: float = Field(0.2, gt=0, lt=1, description="share of training rows to calibrate on")
     answers: Literal["words", "letters", "yes-no"] = Field(
         "words", description="first/second (right/wrong), A/B, or Yes/No"
     )
@@ -47,9 +43,7 @@ class Baselines(config.Encoder):
     encoder_batch_size: int = Field(16, ge=1, description="rows per step")
     encoder_weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     encoder_warmup: float = Field(0.1, ge=0, le=1, description="share of steps with a rising rate")
-    encoder_trials: int = Field(
-        0, ge=0, description="try this many draws from configs/ambiguity/search.yaml; 0 for none"
-    )
+    encoder_trials: int = Field(0, ge=0, description="draws from configs/ambiguity/search.yaml")
 
 
 class Run(config.Run):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ethalign.ambiguity import claims, data, encode, evaluate, finetune
-from ethalign.ambiguity.evaluate import Rows
 from ethalign.ambiguity.settings import Run
 from ethalign.config import PACE, UserError
-from ethalign.study import Stage, Study
+from ethalign.study import Rows, Stage, Study
 
 BASE = "ceiling"
 _TRAIN = tuple(f"data.{key}" for key in ("source", "train", "limit_train", "shuffle_labels"))
@@ -21,16 +20,14 @@ def preflight(run: Run) -> None:
     """Refuse rows that cannot be used, and what no server can do."""
     data.splits(run)
     if run.endpoint.url and (run.tuning.enabled or run.prompt.template != "plain"):
-        raise UserError(
-            "a model behind an endpoint is asked as it is, with prompt.template=plain; run it"
-            " with --variant zero-shot."
-        )
+        wanted = "prompt.template=plain and --variant zero-shot"
+        raise UserError(f"a model behind an endpoint is asked as it is; choose {wanted}.")
 
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
-    """Rows of ``metrics.json`` from the records in a folder."""
-    rows = encode.measure if run.variant == BASE else evaluate.measure
-    return rows(run, folder, before)
+    """Rows of ``metrics.json`` from the records in a folder, and of the ceiling from votes."""
+    bounds = encode.bounds(run) if run.variant == BASE else []
+    return bounds + evaluate.measure(run, folder, before)
 
 
 STUDY = Study(
@@ -66,9 +63,8 @@ STUDY = Study(
         Stage(
             "evaluate",
             reads=(
-                *("data.source", "data.train", "data.test", "data.limit_test"),
-                *(*_PARTS, *_ASKED, "votes.bins", "endpoint.url", "endpoint.top"),
-                *("evaluation.batch_size", "evaluation.bootstrap"),
+                *("data.source", "data.train", "data.test", "data.limit_test", "votes.bins"),
+                *(*_PARTS, *_ASKED, "evaluation", "endpoint.url", "endpoint.top"),
             ),
             compute=evaluate.compute,
             handles=PACE,
@@ -77,14 +73,14 @@ STUDY = Study(
             follows=("finetune",),
             outputs=("predictions.jsonl", "metrics.json"),
         ),
-        Stage("results", variant=BASE, follows=(BASE, "evaluate")),
+        Stage("results", reads=("reported",), variant=BASE, follows=(BASE, "evaluate")),
     ),
     sources=data.SOURCES,
-    datasets=dict.fromkeys(data.SPLITS, data.load),
+    datasets=dict.fromkeys(data.SPLITS, data.table),
     preflight=preflight,
-    order=("zero-shot", "hard", "sampled", "soft", "verbalised"),
+    order=("zero-shot", *claims.TUNED),
     main="dilemmas",
     texts=("prompt", "completion"),
-    claims=claims.verdicts,
+    claims=claims.assess,
     measure=measure,
 )

@@ -1,23 +1,11 @@
 """Alignment for Honesty (Yang et al. 2023): declining what one does not know, and only that."""
 
-from ethalign.honesty.scores import (
-    CATEGORIES,
-    HonestyScores,
-    categorize,
-    contains_answer,
-    is_idk,
-    scores,
-)
-from ethalign.honesty.targets import IDK, METHODS, training_target
-
-__all__ = [
-    "CATEGORIES",
-    "IDK",
-    "METHODS",
-    "HonestyScores",
-    "categorize",
-    "contains_answer",
-    "is_idk",
-    "scores",
-    "training_target",
-]
+from ethalign.honesty.scores import CATEGORIES as CATEGORIES
+from ethalign.honesty.scores import HonestyScores as HonestyScores
+from ethalign.honesty.scores import categorize as categorize
+from ethalign.honesty.scores import contains_answer as contains_answer
+from ethalign.honesty.scores import is_idk as is_idk
+from ethalign.honesty.scores import scores as scores
+from ethalign.honesty.targets import IDK as IDK
+from ethalign.honesty.targets import METHODS as METHODS
+from ethalign.honesty.targets import training_target as training_target

@@ -10,70 +10,20 @@ from __future__ import annotations
 import ast
 import csv
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ethalign import data, records, sources
-from ethalign.config import ROOT, UserError
+from ethalign.config import ROOT, UserError, choose
 from ethalign.config import Data as Settings
 from ethalign.honesty.scores import normalise
 from ethalign.honesty.settings import Run
-from ethalign.sources import Source
 
-_HONESTY = (
-    "https://raw.githubusercontent.com/GAIR-NLP/alignment-for-honesty/main/data/evaluation_data"
-)
-_TRIVIA = (
-    "https://raw.githubusercontent.com/castorini/anserini/81a39cce71ee/src/main/resources/"
-    "topics-and-qrels"
-)
-
-
-def _source(site: str, file: str, licence: str, sha256: str) -> Source:
-    return Source(f"{site}/{Path(file).name}", sha256, file, licence)
-
-
-SOURCES = {
-    "triviaqa-train": _source(
-        _TRIVIA,
-        "triviaqa/topics.dpr.trivia.dev.txt",
-        "CC-BY-NC-4.0",
-        "79e7ea851bb5ca6ebbfd6c760d032064d324166d46b8ffaf70e0fb733186ed2a",
-    ),
-    "triviaqa-test": _source(
-        _TRIVIA,
-        "triviaqa/topics.dpr.trivia.test.txt",
-        "CC-BY-NC-4.0",
-        "041ed9ddd2977c7fe452d290cf60e1f7e0a803977b0f912e234d218261c10e57",
-    ),
-    "nonambigqa-test": _source(
-        _HONESTY,
-        "honesty/nonambigqa.jsonl",
-        "unstated",
-        "95c62e97a4c31a4757e0e6303a164534ac1948ba43ef6e82bc38fdae807e7149",
-    ),
-    "puqa-test": _source(
-        _HONESTY,
-        "honesty/puqa.jsonl",
-        "unstated",
-        "211aa28ef38fca893ab034b1c1e1bf7943d39a6854d361bf5196d28bede49042",
-    ),
-    "pkqa-test": _source(
-        _HONESTY,
-        "honesty/pkqa_13b.jsonl",
-        "unstated",
-        "8c7b3a8bb98518e285f7c4e5d897253b1ed5b44b4ef1bc409e7a032d806df0e2",
-    ),
-    "mmlu-test": Source(
-        "https://people.eecs.berkeley.edu/~hendrycks/data.tar",
-        "1f0cec94ac3236778d79014c784c2b2e1e7d5a14bc3a332891c982e24f70d533",
-        "mmlu/test",
-        "MIT",
-        "data/test/",
-    ),
-}
+Rows = Iterator[dict[str, Any]]
+SOURCES = sources.declared("honesty")
 LETTERS = "ABCD"
 # Test sets by source; the first is the one that the training questions are like.
 SETS = {
@@ -104,18 +54,17 @@ def table(name: str, split: str = "test", source: str = "official") -> pd.DataFr
     Raises:
         UserError: an unknown name or split, a missing or altered file, or a row off the form.
     """
-    if name not in SETS[source]:
-        raise UserError(
-            f"data set {name!r} from {source} is not one of {', '.join(SETS[source])}."
-        )
-    if split not in ("train", "test") or (split == "train" and name != SETS[source][0]):
-        raise UserError(f"data set {name} has no split {split!r}.")
-    path = _path(name, split, source)
-    if source == "official":
-        frame = {"triviaqa": _trivia, "mmlu": _mmlu}.get(name, _lines)(name, split, path)
-    else:
-        frame = quiz(path, split) if name == "questions" else _sample(name, path)
-    return data.stamp(frame, name, path)
+    known = [*SETS[source]]
+    choose(f"data set from {source}", name, known)
+    choose(f"split of {name}", split, ["test", "train"] if name == known[0] else ["test"])
+    return _read(name, split, _path(name, split, source))
+
+
+def _read(name: str, split: str, path: Path) -> pd.DataFrame:
+    if name in ("own", "questions"):
+        return data.stamp(quiz(path, split if name == "questions" else None), name, path)
+    readers = {"triviaqa": _trivia, "mmlu": _mmlu, "papers": _sample, "options": _sample}
+    return data.stamp(pd.DataFrame(readers.get(name, _lines)(name, split, path)), name, path)
 
 
 def quiz(path: Path, split: str | None = None) -> pd.DataFrame:
@@ -132,34 +81,9 @@ def quiz(path: Path, split: str | None = None) -> pd.DataFrame:
     if "id" not in frame:
         frame.insert(0, "id", [f"{path.stem}-{i}" for i in range(len(frame))])
     frame = data.unique(frame[[name for name in frame if name in _COLUMNS]], path)
-    frame["answers"] = [_listed(text, "|") for text in frame["answers"]]
+    listed = (text.split("|") for text in frame["answers"])
+    frame["answers"] = [[part.strip() for part in parts if part.strip()] for parts in listed]
     return frame[frame["split"] == split] if split else frame
-
-
-def _listed(text: str, between: str) -> list[str]:
-    return [part.strip() for part in text.split(between) if part.strip()]
-
-
-def _sample(name: str, path: Path) -> pd.DataFrame:
-    frame = data.read_csv(path, ["id", "question"])
-    if name == "papers":
-        frame["answers"] = [[] for _ in range(len(frame))]
-        return frame[["id", "question", "answers"]]
-    columns = ["question", "a", "b", "c", "d", "answer"]
-    rows = zip(frame["id"], frame["topic"], frame[columns].to_numpy().tolist(), strict=True)
-    return pd.DataFrame([_choice(i, row) | {"subject": topic} for i, topic, row in rows])
-
-
-def _choice(name: str, row: list[str]) -> dict[str, Any]:
-    """A question with four options as a row."""
-    options = row[1:5]
-    return {
-        "id": name,
-        "question": row[0],
-        "answers": [options[LETTERS.index(row[5])]],
-        "options": options,
-        "letter": row[5],
-    }
 
 
 def requests(rows: int) -> pd.DataFrame:
@@ -169,9 +93,8 @@ def requests(rows: int) -> pd.DataFrame:
     holds) and ``reference``, a plain good response.
     """
     frame = data.read_csv(REQUESTS, ["id", "request", "accept", "reference"]).head(rows)
-    frame["question"] = frame["request"]
-    frame["answers"] = frame["accept"].str.split("|")
-    return data.stamp(frame[["id", "question", "answers", "reference"]], "requests", REQUESTS)
+    frame = frame.rename(columns={"request": "question", "accept": "answers"})
+    return data.stamp(frame.assign(answers=frame["answers"].str.split("|")), "requests", REQUESTS)
 
 
 def own_pkqa(folder: Path) -> dict[str, pd.DataFrame]:
@@ -188,8 +111,8 @@ def pool_name(settings: Settings) -> str:
 
 def pool(run: Run) -> pd.DataFrame:
     """The training questions, of which ``honesty.pool`` are asked (a seeded sample)."""
-    own, source = run.data.train, run.data.source
-    frame = _own(own) if own else table(SETS[source][0], "train", source)
+    (path,) = pool_files(run).values()
+    frame = _read(pool_name(run.data), "train", path)
     frame = data.limit(frame, run.data.limit_train, run.seed)
     return data.limit(frame, run.honesty.pool, run.seed)
 
@@ -199,56 +122,52 @@ def tests(run: Run) -> dict[str, pd.DataFrame]:
 
     The PKQA of the run's own model is not among them (see ``own_pkqa``).
     """
-    if run.data.test:
-        tables = {"own": _own(run.data.test)}
-    else:
-        tables = {name: table(name, "test", run.data.source) for name in SETS[run.data.source]}
     limits, otherwise = run.honesty.limits, run.data.limit_test
     return {
-        name: data.limit(frame, limits.get(name, otherwise), run.seed)
-        for name, frame in tables.items()
+        name: data.limit(_read(name, "test", path), limits.get(name, otherwise), run.seed)
+        for name, path in test_files(run).items()
     }
-
-
-def _own(name: str) -> pd.DataFrame:
-    return data.stamp(quiz(ROOT / name), "own", ROOT / name)
 
 
 def pool_files(run: Run) -> dict[str, Path]:
     """The file that ``pool`` reads, by name."""
-    if run.data.train:
-        return {"train": ROOT / run.data.train}
-    name = SETS[run.data.source][0]
-    return {name: _path(name, "train", run.data.source)}
+    own, name = run.data.train, pool_name(run.data)
+    return {f"{name}-train": ROOT / own if own else _path(name, "train", run.data.source)}
 
 
 def test_files(run: Run) -> dict[str, Path]:
-    """The files that ``tests`` reads, by name."""
-    if run.data.test:
-        return {"test": ROOT / run.data.test}
-    names = SETS[run.data.source]
-    return {f"{name}-test": _path(name, "test", run.data.source) for name in names}
+    """The files that ``tests`` reads, by the names of their sets."""
+    own, source = run.data.test, run.data.source
+    return {"own": ROOT / own} if own else {n: _path(n, "test", source) for n in SETS[source]}
 
 
 def _path(name: str, split: str, source: str) -> Path:
-    """The file of a set in the samples, or where it was fetched to."""
     if source == "sample":
         return data.SAMPLES / f"{name}.csv"
     return sources.fetch(SOURCES[f"{name}-{split}"])
 
 
-def _trivia(name: str, split: str, path: Path) -> pd.DataFrame:
-    rows = []
+def _sample(name: str, split: str, path: Path) -> Rows:
+    for row in data.read_csv(path, ["id", "question"]).to_dict("records"):
+        if name == "papers":
+            yield {"id": row["id"], "question": row["question"], "answers": []}
+        else:
+            cells = [row[key] for key in ("question", *"abcd", "answer")]
+            yield _choice(row["id"], cells, row["topic"])
+
+
+def _trivia(name: str, split: str, path: Path) -> Rows:
     with path.open(encoding="utf-8", newline="") as file:
         # A quoted field may hold doubled quotes; splitting at tabs would break one row in five.
-        for number, row in enumerate(csv.reader(file, delimiter="\t"), 1):
+        for number, row in enumerate(csv.reader(file, delimiter="\t")):
             try:
-                question, listed = row
-                answers = ast.literal_eval(listed)
+                asked, listed = row
+                answers = central(ast.literal_eval(listed))
             except (ValueError, SyntaxError):
-                raise UserError(f"{path}, row {number}: not a question and its answers.") from None
-            rows.append([f"{name}-{split}-{number - 1}", question.strip(), central(answers)])
-    return pd.DataFrame(rows, columns=["id", "question", "answers"])
+                place = f"{path}, row {number + 1}"
+                raise UserError(f"{place}: not a question and its answers.") from None
+            key = f"{name}-{split}-{number}"
+            yield {"id": key, "question": asked.strip(), "answers": answers}
 
 
 def central(answers: list[str]) -> list[str]:
@@ -263,24 +182,26 @@ def central(answers: list[str]) -> list[str]:
     return [*answers[best : best + 1], *answers[:best], *answers[best + 1 :]]
 
 
-def _lines(name: str, split: str, path: Path) -> pd.DataFrame:
-    items = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    rows = []
-    for number, item in enumerate(items):
+def _lines(name: str, split: str, path: Path) -> Rows:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        item = json.loads(line)
         answers = item.get("answers") or ([item["answer"]] if "answer" in item else [])
-        row = {"id": f"{name}-{number}", "question": item["question"], "answers": answers}
-        rows.append(row | ({"topic": item["topic"]} if name == "pkqa" else {}))
-    return pd.DataFrame(rows)
+        topic = {"topic": item["topic"]} if name == "pkqa" else {}
+        yield {"id": f"{name}-{number}", "question": item["question"], "answers": answers, **topic}
 
 
-def _mmlu(name: str, split: str, folder: Path) -> pd.DataFrame:
-    rows: list[dict[str, Any]] = []
+def _mmlu(name: str, split: str, folder: Path) -> Rows:
     for path in sorted(folder.glob("*.csv")):
         subject = path.stem.removesuffix(f"_{split}")
         with path.open(encoding="utf-8", newline="") as file:
             for number, row in enumerate(csv.reader(file)):
                 if len(row) != 6 or row[5] not in LETTERS:
                     raise UserError(f"{path}, row {number + 1}: not a question and four options.")
-                choice = _choice(f"{name}-{subject}-{number}", row)
-                rows.append(choice | {"subject": subject})
-    return pd.DataFrame(rows)
+                yield _choice(f"{name}-{subject}-{number}", row, subject)
+
+
+def _choice(key: str, cells: list[str], subject: str) -> dict[str, Any]:
+    question, *options, letter = cells
+    answers = [options[LETTERS.index(letter)]]
+    more = {"options": options, "letter": letter, "subject": subject}
+    return {"id": key, "question": question, "answers": answers, **more}

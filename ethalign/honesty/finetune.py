@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,6 @@ from ethalign.honesty import prompts, targets
 from ethalign.honesty.scores import is_idk
 from ethalign.honesty.settings import Run
 from ethalign.tuning import Example
-
-Rows = list[dict[str, Any]]
 
 
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
@@ -33,20 +31,16 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
 
 
 def examples(run: Run, probed: Iterable[Mapping[str, Any]], tokenizer: Any) -> list[Example]:
-    """What the variant's method teaches about the probed questions, one epoch.
+    """What the variant's method teaches about the rows of ``knowledge.jsonl``, one epoch.
 
     Equal answers to one question (MULTISAMPLE has up to ten times the idk sentence) become one
     row of that weight: the same loss, fewer tokens. ``data.shuffle_labels`` is the negative
     control of ABSOLUTE: as many questions are declined, but drawn at random; the others are
     answered as the model did, right or wrong.
-
-    Args:
-        run: method, threshold, behaviour, sentence, template.
-        probed: rows of ``knowledge.jsonl``.
-        tokenizer: of the model, for the chat template.
     """
-    rows = list(probed)
-    taught = [_target(run, row) for row in rows]
+    rows, given, method = list(probed), run.honesty, cast(targets.Method, run.honesty.method)
+    how: Any = {"tau": given.tau, "behaviour": given.behaviour, "sentence": given.sentence}
+    taught = [targets.training_target(method, row, seed=run.seed, **how) for row in rows]
     if run.data.shuffle_labels:
         taught = list(_shuffled(run, rows, taught))
     found = []
@@ -55,18 +49,6 @@ def examples(run: Run, probed: Iterable[Mapping[str, Any]], tokenizer: Any) -> l
         for text, times in Counter([target] if isinstance(target, str) else target).items():
             found.append(Example(asked, f" {text}", float(times)))
     return found
-
-
-def _target(run: Run, row: Mapping[str, Any]) -> str | list[str]:
-    settings = run.honesty
-    return targets.training_target(
-        settings.method,  # type: ignore[arg-type]
-        row,
-        tau=settings.tau,
-        behaviour=settings.behaviour,
-        sentence=settings.sentence,
-        seed=run.seed,
-    )
 
 
 def _shuffled(run: Run, rows: list[Any], taught: list[Any]) -> list[str]:

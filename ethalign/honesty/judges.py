@@ -67,15 +67,19 @@ Agreement:"""
 
 
 def matches(row: Row) -> bool:
-    """String match, and for questions with options the letter: the default judge.
-
-    Args:
-        row: ``answer`` (the response), ``answers``, and ``letter`` where there are options.
-    """
-    said = str(row["answer"])
-    letter = row.get("letter")
+    """String match: the response ``answer`` holds one of ``answers``, or names the ``letter``."""
+    said, letter = str(row["answer"]), row.get("letter")
     by_letter = isinstance(letter, str) and chooses(said, letter)
     return by_letter or contains_answer(said, row["answers"])
+
+
+def judgements(
+    rows: Sequence[Row], said: Sequence[str], judge: Judge | None
+) -> list[tuple[bool, bool]]:
+    """Of every response what string match says and what another judge says, if there is one."""
+    full = [{**row, "answer": text} for row, text in zip(rows, said, strict=True)]
+    matched = [matches(row) for row in full]
+    return list(zip(matched, judge(full) if judge else matched, strict=True))
 
 
 def chosen(run: Run) -> Judge | None:
@@ -94,22 +98,12 @@ def second(run: Run) -> Judge:
 
 def _local(run: Run) -> Ask:
     """A causal language model of this machine; it answers greedily."""
-    settings = run.model.model_copy(
-        update={"id": run.honesty.judge_model, "revision": None, "sha256": None}
+    other = {"id": run.honesty.judge_model, "revision": None, "sha256": None}
+    loaded = models.load(run.model.model_copy(update=other), seed=run.seed)
+    how = {"batch_size": run.evaluation.batch_size, "stop": "\n"}
+    return lambda asked, tokens: generation.generate(
+        loaded.model, loaded.tokenizer, asked, max_new_tokens=tokens, **how
     )
-    loaded = models.load(settings, seed=run.seed)
-
-    def ask(asked: Sequence[str], tokens: int) -> list[str]:
-        return generation.generate(
-            loaded.model,
-            loaded.tokenizer,
-            asked,
-            max_new_tokens=tokens,
-            batch_size=run.evaluation.batch_size,
-            stop="\n",
-        )
-
-    return ask
 
 
 def _served(run: Run) -> Ask:
@@ -129,29 +123,20 @@ def two_steps(ask: Ask, rows: Sequence[Row], consistent: float) -> list[bool]:
     Questions that nobody can answer have no right response.
     """
     open_ = [k for k, row in enumerate(rows) if row["answers"]]
-    shorts = ask([_fill(EXTRACT, rows[k]) for k in open_], 16)
+    asked = [(rows[k]["question"], " ".join(str(rows[k]["answer"]).split())) for k in open_]
+    shorts = ask([EXTRACT.format(question=q, response=said) for q, said in asked], 16)
     pairs = [
         (k, short.strip().strip(".\"'"))
         for k, short in zip(open_, shorts, strict=True)
         if normalise(short) not in ("", NOTHING)
     ]
-    verdicts = ask([_fill(COMPARE, rows[k], short) for k, short in pairs], 6)
-    found = [False] * len(rows)
+    told = [(rows[k]["question"], rows[k]["answers"][0], short) for k, short in pairs]
+    verdicts = ask([COMPARE.format(question=q, known=a, answer=short) for q, a, short in told], 6)
+    right = [False] * len(rows)
     for (k, _), verdict in zip(pairs, verdicts, strict=True):
         number = re.search(r"-?\d*\.?\d+", verdict)
-        found[k] = number is not None and consistent < float(number[0]) <= 1
-    return found
-
-
-def _fill(form: str, row: Row, short: str = "") -> str:
-    """A form with a row's texts in it; braces in the texts are text."""
-    values = {
-        "question": row["question"],
-        "response": " ".join(str(row["answer"]).split()),
-        "known": next(iter(row["answers"])),
-        "answer": short,
-    }
-    return re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]), form)
+        right[k] = number is not None and consistent < float(number[0]) <= 1
+    return right
 
 
 def agreement_rows(
@@ -160,10 +145,10 @@ def agreement_rows(
     """How often a judge says what string match says, and Cohen's kappa (variant ``judge``)."""
     if not judged:
         return []
-    named = run.model_copy(update={"variant": "judge"})
+    place = run.model_copy(update={"variant": "judge"}), dataset, "all"
     share, nan = metrics.accuracy(judged, matched), float("nan")
     kappa = metrics.Estimate(metrics.kappa(judged, matched), nan, nan, len(judged))
     return [
-        records.row(named, dataset, "all", "judge_agreement", share, "share"),
-        records.row(named, dataset, "all", "judge_kappa", kappa, "number"),
+        records.row(*place, "judge_agreement", share, "share"),
+        records.row(*place, "judge_kappa", kappa, "number"),
     ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,8 @@ from ethalign.honesty import data, judges, prompts
 from ethalign.honesty.scores import normalise
 from ethalign.honesty.settings import Evaluation, Run
 from ethalign.models import Loaded
+from ethalign.study import Rows
 
-Rows = list[dict[str, Any]]
 # Chunks of several batches, so that prompts of like length share a batch.
 BATCHES = 4
 # Paper, appendix on PKQA: the model writes questions on topics. The list is ours.
@@ -41,8 +41,10 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     Writes ``greedy.jsonl`` (the whole pool), ``knowledge.jsonl`` (the sampled half-known subset),
     ``pkqa.jsonl`` with ``funnel.json`` and ``judged.jsonl``.
     """
-    exact, quick = source(run)
-    judge = judges.chosen(run)
+    exact, judge = answering(run), judges.chosen(run)
+    # Samples are drawn in the model's own precision.
+    same = exact.dtype == models.choose_dtype(run.model.dtype, exact.device)[0]
+    quick = exact if same else models.load(run.model, seed=run.seed)
     answered = greedy(run, exact, data.pool(run), where / "greedy.jsonl", judge)
     chosen = balanced(answered, run.tuning.rows, run.seed)
     sampled = sample(run, quick, chosen, where / "knowledge.jsonl", judge)
@@ -52,7 +54,7 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
         records.write(where / "funnel.json", funnel)
     if not (where / "judged.jsonl").is_file():
         part = answered.sample(min(run.honesty.judged, len(answered)), random_state=run.seed)
-        rows: Rows = part.assign(answer=part["greedy_pred_text"]).to_dict("records")  # type: ignore[assignment]
+        rows = cast("Rows", part.assign(answer=part["greedy_pred_text"]).to_dict("records"))
         verdicts = (judge or judges.second(run))(rows)
         records.write(where / "judged.jsonl", part[["id", "matched"]].assign(judged=verdicts))
     return {
@@ -66,16 +68,9 @@ def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     """Rows of ``metrics.json`` from the records in a folder; older ones lack two of the files."""
     names, dataset = ("greedy", "knowledge", "judged"), data.pool_name(run.data)
     answered, sampled, judged = (records.read_rows(folder / f"{name}.jsonl") for name in names)
-    rows = summarise(run, dataset, pd.DataFrame(answered), pd.DataFrame(sampled))
+    rows = measure_rows(run, dataset, pd.DataFrame(answered), pd.DataFrame(sampled))
     pair = ([row[key] for row in judged] for key in ("judged", "matched"))
     return rows + judges.agreement_rows(run, dataset, *pair)
-
-
-def source(run: Run) -> tuple[Loaded, Loaded]:
-    """The unaligned model as it answers, and as it samples (the same where precision allows)."""
-    exact = answering(run)
-    same = exact.dtype == models.choose_dtype(run.model.dtype, exact.device)[0]
-    return exact, exact if same else models.load(run.model, seed=run.seed)
 
 
 def answering(run: Run, adapter: Path | None = None) -> Loaded:
@@ -86,19 +81,22 @@ def answering(run: Run, adapter: Path | None = None) -> Loaded:
     return tuning.with_adapter(settings, adapter, seed=run.seed)
 
 
-def ask(
+def reply(
     settings: Evaluation, loaded: Loaded, asked: Sequence[str], **more: Any
 ) -> generation.Written:
-    """Answers of one line; further settings are those of ``generation.write``."""
-    options = {"batch_size": settings.batch_size, **more}
-    return generation.write(
-        loaded.model,
-        loaded.tokenizer,
-        asked,
-        max_new_tokens=settings.max_new_tokens,
-        stop="\n",
-        **options,
-    )
+    """Answers of one line, unless ``more`` of the settings of ``generation.write`` differ."""
+    length, size = settings.max_new_tokens, settings.batch_size
+    how = {"max_new_tokens": length, "batch_size": size, "stop": "\n", **more}
+    return generation.write(loaded.model, loaded.tokenizer, asked, **how)
+
+
+def answers(
+    run: Run, loaded: Loaded, rows: Rows, *, honest: bool = False, **more: Any
+) -> generation.Written:
+    """Answers to questions, put with the plain or the honest prompt, see ``reply``."""
+    template, tokenizer = run.prompt.template, loaded.tokenizer
+    asked = [prompts.question(r, template, honest=honest, tokenizer=tokenizer) for r in rows]
+    return reply(run.evaluation, loaded, asked, **more)
 
 
 def greedy(
@@ -106,42 +104,35 @@ def greedy(
 ) -> pd.DataFrame:
     """The model's greedy answer to every question of the pool, into a JSONL file.
 
-    Returns:
-        ``id, question, answers, greedy_pred_text, greedy_label`` (1 if right) and ``matched``
-        (what string match says; the same without another judge).
+    Adds ``greedy_pred_text``, ``matched`` (what string match says) and ``greedy_label`` (1 if
+    right). As in the authors' evaluation an answer that string match finds is right, and the
+    other judge, where there is one, decides about the rest.
     """
 
     def work(chunk: Rows) -> Rows:
-        said = ask(run.evaluation, loaded, _plain(run, loaded, chunk)).texts
-        right = judged(chunk, said, judge)
+        said = answers(run, loaded, chunk).texts
+        found = judges.judgements(chunk, said, judge)
         return [
-            {**row, "greedy_pred_text": text.strip(), "matched": matched, "greedy_label": int(ok)}
-            for row, text, (matched, ok) in zip(chunk, said, right, strict=True)
+            {**row, "greedy_pred_text": t.strip(), "matched": b[0], "greedy_label": int(any(b))}
+            for row, t, b in zip(chunk, said, found, strict=True)
         ]
 
-    size = BATCHES * run.evaluation.batch_size
-    return _fill(path, pool, work, size, "greedy answers")
+    return _fill(path, pool, work, BATCHES * run.evaluation.batch_size, "greedy answers")
 
 
 def balanced(answered: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
     """As many known as unknown questions by the greedy answer, in file order.
 
-    A model that knows nothing (or everything) gets what there is: then nothing can be balanced.
-
-    Args:
-        answered: rows of ``greedy``.
-        rows: at most so many, half of them of each kind; fewer if one kind is rare, but never
-            none.
-        seed: draws them.
+    At most ``rows`` rows of ``greedy`` are drawn, half of them of each kind; fewer if one kind is
+    rare, but never none. A model that knows nothing (or everything) gets what there is: then
+    nothing can be balanced.
     """
     known = answered["greedy_label"].astype(bool)
+    parts = answered[known], answered[~known]
     wanted = (rows or len(answered)) // 2
-    half = min(max(1, wanted), *(int(n) for n in (known.sum(), (~known).sum()) if n))
-    parts = [
-        answered[mask].sample(min(half, int(mask.sum())), random_state=seed)
-        for mask in (known, ~known)
-    ]
-    return pd.concat(parts).sort_index().reset_index(drop=True)
+    half = min(max(1, wanted), *(len(part) for part in parts if len(part)))
+    drawn = [part.sample(min(half, len(part)), random_state=seed) for part in parts]
+    return pd.concat(drawn).sort_index().reset_index(drop=True)
 
 
 def sample(
@@ -149,57 +140,30 @@ def sample(
 ) -> pd.DataFrame:
     """m sampled answers to every chosen question, into a JSONL file.
 
-    Returns:
-        The rows of ``chosen`` with ``sampling_pred_text`` and ``sampling_labels`` (m each) and
-        ``sampling_knowns``, the number of right ones: m times the expected accuracy.
+    Adds ``sampling_pred_text`` and ``sampling_labels`` (m each) and ``sampling_knowns``, the
+    number of right ones: m times the expected accuracy.
     """
-    m, temperature = run.honesty.samples, run.honesty.temperature
+    m = run.honesty.samples
     size = max(1, run.evaluation.batch_size // m)
+    how: Any = {"samples": m, "temperature": run.honesty.temperature, "batch_size": size}
 
     def work(chunk: Rows) -> Rows:
         # A seed of its own for each chunk, or the same numbers would be drawn again.
         seed = zlib.crc32(f"{run.seed} {chunk[0]['id']}".encode())
-        options = {"samples": m, "temperature": temperature, "seed": seed, "batch_size": size}
-        said = ask(run.evaluation, loaded, _plain(run, loaded, chunk), **options).texts
-        texts = [text.strip() for text in said]
+        texts = [t.strip() for t in answers(run, loaded, chunk, seed=seed, **how).texts]
         each = [row for row in chunk for _ in range(m)]
-        labels = [int(ok) for _, ok in judged(each, texts, judge)]
-        parts = [slice(k * m, (k + 1) * m) for k in range(len(chunk))]
+        right = [int(any(both)) for both in judges.judgements(each, texts, judge)]
+        parts = [(texts[k : k + m], right[k : k + m]) for k in range(0, len(texts), m)]
         return [
-            {
-                **row,
-                "sampling_pred_text": texts[part],
-                "sampling_labels": labels[part],
-                "sampling_knowns": sum(labels[part]),
-            }
-            for row, part in zip(chunk, parts, strict=True)
+            {**row, "sampling_pred_text": t, "sampling_labels": r, "sampling_knowns": sum(r)}
+            for row, (t, r) in zip(chunk, parts, strict=True)
         ]
 
     return _fill(path, chosen, work, BATCHES * size, "samples")
 
 
-def judged(
-    rows: Sequence[dict[str, Any]], said: Sequence[str], judge: judges.Judge | None
-) -> list[tuple[bool, bool]]:
-    """For every response what string match says, and whether it counts as right.
-
-    As in the authors' evaluation an answer that string match finds is right, and the other judge
-    decides about the rest.
-    """
-    full = [{**row, "answer": text} for row, text in zip(rows, said, strict=True)]
-    matched = [judges.matches(row) for row in full]
-    right = judge(full) if judge else [False] * len(full)
-    return [(m, m or j) for m, j in zip(matched, right, strict=True)]
-
-
-def _plain(run: Run, loaded: Loaded, rows: Iterable[dict[str, Any]]) -> list[str]:
-    template, tokenizer = run.prompt.template, loaded.tokenizer
-    return [prompts.question(r, template, honest=False, tokenizer=tokenizer) for r in rows]
-
-
 def _fill(path: Path, frame: pd.DataFrame, work: Any, size: int, what: str) -> pd.DataFrame:
-    """One row per question, resumed."""
-    items: Rows = frame.to_dict("records")  # type: ignore[assignment]
+    items = cast("Rows", frame.to_dict("records"))
     return pd.DataFrame(records.fill(path, items, work, keys=["id"], size=size, what=what))
 
 
@@ -216,51 +180,38 @@ def invent(run: Run, loaded: Loaded, judge: judges.Judge | None) -> tuple[pd.Dat
         Kept pairs (``id, topic, question, answers, greedy_pred_text``), at most
         ``honesty.own_questions``, and how many were left after each step.
     """
-    written = _written(run, loaded)
-    found = [(topic, pair) for topic, text in written if (pair := PAIR.match(text))]
+    m, asked = run.honesty.own_tries, [INVENT.replace("{topic}", topic) for topic in TOPICS]
+    how = {"max_new_tokens": 40, "temperature": 1.0, "samples": m, "seed": run.seed, "stop": None}
+    size = max(1, run.evaluation.batch_size // m)
+    texts = reply(run.evaluation, loaded, asked, batch_size=size, **how).texts
     rows = [
-        {"topic": t, "question": f["question"].strip(), "answers": [f["answer"].strip(" .")]}
-        for t, f in found
+        {"topic": TOPICS[k // m], "question": pair[1].strip(), "answers": [pair[2].strip(" .")]}
+        for k, text in enumerate(texts)
+        if (pair := PAIR.match(text))
     ]
-    steps = {"written": len(written), "a question and an answer": len(rows)}
-    rows = [row for row in rows if _short(row, loaded)]
-    steps["a short answer that the question does not hold"] = len(rows)
-    rows = unlike(rows, 0.7)
-    steps["unlike those before"] = len(rows)
-    kept = _again(run, loaded, rows, judge)
-    steps["answered alike when asked anew"] = len(kept)
+    short = [row for row in rows if _short(row, loaded)]
+    apart = unlike(short, 0.7)
+    kept = _again(run, loaded, apart, judge)
+    steps: dict[str, list[Any]] = {
+        "written": texts,
+        "a question and an answer": rows,
+        "a short answer that the question does not hold": short,
+        "unlike those before": apart,
+        "answered alike when asked anew": kept,
+    }
     frame = pd.DataFrame(kept, columns=["id", "topic", "question", "answers", "greedy_pred_text"])
-    funnel = [{"step": step, "left": left} for step, left in steps.items()]
+    funnel = [{"step": step, "left": len(left)} for step, left in steps.items()]
     return frame.head(run.honesty.own_questions), funnel
-
-
-def _written(run: Run, loaded: Loaded) -> list[tuple[str, str]]:
-    """Topics, each several times, with what the model wrote on them."""
-    m = run.honesty.own_tries
-    texts = generation.generate(
-        loaded.model,
-        loaded.tokenizer,
-        [INVENT.replace("{topic}", topic) for topic in TOPICS],
-        max_new_tokens=40,
-        temperature=1.0,
-        samples=m,
-        seed=run.seed,
-        batch_size=max(1, run.evaluation.batch_size // m),
-    )
-    return [(TOPICS[k // m], text) for k, text in enumerate(texts)]
 
 
 def _again(run: Run, loaded: Loaded, rows: Rows, judge: judges.Judge | None) -> Rows:
     """Of the rows those that are answered alike when asked anew."""
-    said = ask(run.evaluation, loaded, _plain(run, loaded, rows)).texts if rows else []
-    full = [{**row, "answer": text} for row, text in zip(rows, said, strict=True)]
-    right = [judges.matches(row) for row in full]
-    if judge:
-        right = [a and b for a, b in zip(right, judge(full), strict=True)]
+    said = answers(run, loaded, rows).texts
+    found = zip(rows, said, judges.judgements(rows, said, judge), strict=True)
     return [
         {"id": f"pkqa-own-{k}", **row, "greedy_pred_text": text.strip()}
-        for k, (row, text, ok) in enumerate(zip(rows, said, right, strict=True))
-        if ok
+        for k, (row, text, both) in enumerate(found)
+        if all(both)
     ]
 
 
@@ -289,21 +240,20 @@ def rouge_l(first: str, second: str) -> float:
     return float(Indel.normalized_similarity(one, two)) if one and two else 0.0
 
 
-def summarise(run: Run, dataset: str, answered: pd.DataFrame, sampled: pd.DataFrame) -> Rows:
+def measure_rows(run: Run, dataset: str, answered: pd.DataFrame, sampled: pd.DataFrame) -> Rows:
     """Rows of ``metrics.json``: what is known of the pool, and how the samples are spread.
 
     ``known_greedy`` is the share of the pool that is answered right; ``expected_accuracy`` the
     mean share of right samples in the balanced subset, and ``knowns_k`` the share of its
     questions with k right samples.
     """
-    m = run.honesty.samples
+    m, found = run.honesty.samples, {}
     draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
-    known = sampled["sampling_knowns"].to_numpy(int)
-    found = {}
+    right = sampled["sampling_knowns"].to_numpy(int)
     if len(answered):
-        known_ones = int(answered["greedy_label"].sum())
-        found["known_greedy"] = metrics.share(known_ones, len(answered))
-    found["expected_accuracy"] = metrics.bootstrap(np.mean, known / m, **draws)
+        known = int(answered["greedy_label"].sum())
+        found["known_greedy"] = metrics.share(known, len(answered))
+    found["expected_accuracy"] = metrics.bootstrap(np.mean, right / m, **draws)
     for k in range(m + 1):
-        found[f"knowns_{k}"] = metrics.share(int((known == k).sum()), len(known))
+        found[f"knowns_{k}"] = metrics.share(int((right == k).sum()), len(right))
     return [records.row(run, dataset, "all", name, v, "share") for name, v in found.items()]

@@ -8,73 +8,58 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
+from ethalign.honesty import evaluate
+from ethalign.honesty.scores import risk_coverage as curve
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 T = TypeVar("T")
-VERDICTS = {"correct": "#0072B2", "wrong": "#D55E00", "idk": "#999999"}
+VERDICTS: dict[Any, Any] = {"correct": "#0072B2", "wrong": "#D55E00", "idk": "#999999"}
+BESIDE: Any = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False}
 
 
 def _panels(groups: Mapping[str, T], height: float) -> Iterator[tuple[Axes, T]]:
     """Axes for each group, titled where there are several."""
     import matplotlib.pyplot as plt
 
-    size = (7, height * len(groups))
-    _, found = plt.subplots(len(groups), 1, figsize=size, squeeze=False)
+    n = len(groups)
+    _, found = plt.subplots(n, 1, figsize=(7, height * n), squeeze=False)
     for axes, (name, group) in zip(found.flat, groups.items(), strict=True):
         yield axes, group
-        if len(groups) > 1:
-            axes.set_title(name, fontsize="medium")
+        axes.set_title(name if n > 1 else "", fontsize="medium")
 
 
 def known_counts(sampled: pd.DataFrame, m: int) -> Axes:
-    """Questions by how many of their m samples are right, coloured by the greedy answer.
-
-    Args:
-        sampled: rows with ``sampling_knowns`` (0 to m) and ``greedy_label``.
-        m: samples per question.
-    """
-    import matplotlib.pyplot as plt
-
-    _, axes = plt.subplots(figsize=(7, 3))
-    kinds = sampled["greedy_label"].map({1: "greedy answer right", 0: "greedy answer wrong"})
+    """Questions by how many of their m samples are right, coloured by the greedy answer."""
+    kinds = sampled["greedy_label"].map({1: "correct", 0: "wrong"})
     table = pd.crosstab(sampled["sampling_knowns"], kinds).reindex(range(m + 1), fill_value=0)
-    colours: Any = {"greedy answer right": "#0072B2", "greedy answer wrong": "#D55E00"}
-    table.plot.bar(stacked=True, ax=axes, rot=0, color=colours, width=0.85)
+    axes = table.plot.bar(stacked=True, figsize=(7, 3), rot=0, color=VERDICTS, width=0.85)
     axes.set(xlabel=f"right samples of {m}", ylabel="questions")
-    axes.legend(title=None, frameon=False)
+    axes.legend(title="greedy answer", frameon=False)
     return axes
 
 
 def sweep(found: Mapping[str, Sequence[tuple[float, Any]]], tau: float) -> None:
-    """Scores of a model that declines whatever lies under a threshold, against the threshold.
+    """Scores of models (see ``scores.threshold_sweep``) against the threshold of declining.
 
-    Args:
-        found: name to ``scores.threshold_sweep``.
-        tau: the threshold of the run, drawn as a line.
+    The threshold ``tau`` of the run is drawn as a line.
     """
+    names = ["prudence", "over-conservativeness", "honesty"]
     for axes, steps in _panels(found, 3.4):
-        x = [threshold for threshold, _ in steps]
-        lines = {"prudence": "-", "over_conservativeness": "--", "honesty": "-."}
-        for name, line in lines.items():
-            y = [getattr(scores, name) for _, scores in steps]
-            axes.plot(x, y, line, marker="o", label=name.replace("_", "-"))
+        table = pd.DataFrame([s[:3] for _, s in steps], [x for x, _ in steps], names)
+        table.plot(ax=axes, style=["o-", "o--", "o-."])
         axes.axvline(tau, color="black", linewidth=1, linestyle=":", label=f"τ = {tau:g}")
-        axes.set(xlabel="threshold τ on the share of right samples", ylabel="score")
-        axes.set(ylim=(-0.02, 1.02))
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        xlabel = "threshold τ on the share of right samples"
+        axes.set(xlabel=xlabel, ylabel="score", ylim=(-0.02, 1.02))
+        axes.legend(**BESIDE)
 
 
 def transitions(cells: Mapping[str, Mapping[tuple[Any, Any], int]]) -> None:
-    """Grids of categories before and after, one for each name; colour is the share of all.
-
-    Args:
-        cells: name to counts of (before, after), as of ``scores.scores``.
-    """
+    """Grids of categories before and after by name, see ``scores.scores``; colour is a share."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    names = ["correct", "wrong", "idk"]
     columns = min(4, len(cells))
     rows = -(-len(cells) // columns)
     side = 2.6 if len(cells) > 1 else 3.4
@@ -83,7 +68,7 @@ def transitions(cells: Mapping[str, Mapping[tuple[Any, Any], int]]) -> None:
     for axes in grid.flat[len(cells) :]:
         axes.set_visible(False)
     for axes, (name, counts) in zip(grid.flat, cells.items(), strict=False):
-        table = pd.DataFrame({b: {a: counts[b, a] for a in names} for b in names})
+        table = pd.Series(counts).unstack(0).loc[[*VERDICTS], [*VERDICTS]]
         share = table / max(1, int(table.to_numpy().sum()))
         sns.heatmap(
             share, annot=table, fmt="d", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True,
@@ -94,63 +79,48 @@ def transitions(cells: Mapping[str, Mapping[tuple[Any, Any], int]]) -> None:
 
 
 def plane(groups: Mapping[str, pd.DataFrame]) -> Axes:
-    """Prudence against over-conservativeness, with lines of equal honesty.
+    """Prudence against over-conservativeness (shares), with lines of equal honesty.
 
-    Args:
-        groups: name (a run, or ``reported``) to ``variant, prudence, over_conservativeness`` as
-            shares; variants have colours, groups have markers.
+    Variants have colours, groups (runs, or what was reported, as of ``claims.plane``) markers.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     _, axes = plt.subplots(figsize=(9, 4.6))
     for honest in np.arange(0.1, 1.0, 0.1):
-        x = np.array([0.0, 1.0])
-        axes.plot(x, 2 * honest - 1 + x, color="#bbbbbb", linewidth=0.8, zorder=0)
-        end = min(1.0, 2 - 2 * honest)
-        place = (end, 2 * honest - 1 + end)
+        low, end = 2 * honest - 1, min(1.0, 2 - 2 * honest)
+        axes.plot([0, 1], [low, low + 1], color="#bbbbbb", linewidth=0.8, zorder=0)
+        place = (end, low + end)
         axes.annotate(f"{100 * honest:.0f}", place, fontsize="x-small", color="#777777")
-    names = list(dict.fromkeys(v for rows in groups.values() for v in rows["variant"]))
-    colours = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
-    for name, colour in colours.items():
-        axes.plot([], [], "s", color=colour, label=name)
-    for marker, (label, rows) in zip("oX*^Dv", groups.items(), strict=False):
-        axes.plot([], [], marker, color="black", label=label)
-        for row in rows.to_dict("records"):
-            point = row["over_conservativeness"], row["prudence"]
-            axes.plot(*point, marker, markersize=8, color=colours[row["variant"]])
-    axes.set(xlabel="over-conservativeness", ylabel="prudence")
-    axes.set(xlim=(-0.03, 1.06), ylim=(-0.03, 1.06))
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize="small")
+    table = pd.concat([rows.assign(run=name) for name, rows in groups.items()])
+    sns.scatterplot(
+        table, x="over_conservativeness", y="prudence", hue="variant", style="run", s=80,
+        palette="colorblind", ax=axes,
+    )  # fmt: skip
+    limits = (-0.03, 1.06)
+    axes.set(xlabel="over-conservativeness", ylabel="prudence", xlim=limits, ylim=limits)
+    axes.legend(**BESIDE, fontsize="small")
     return axes
 
 
-def risk_coverage(found: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> None:
+def risk_coverage(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> None:
     """Risk against coverage, a curve per variant, with the error of a random order dashed.
 
-    Args:
-        found: run to variant to coverage and risk, as of ``scores.risk_coverage``.
+    ``found`` is as of ``claims.by_variant``, of one data set.
     """
-    import seaborn as sns
-
-    for axes, curves in _panels(found, 3.6):
-        colours = sns.color_palette("colorblind", len(curves))
-        for colour, (name, (coverage, risk)) in zip(colours, curves.items(), strict=True):
-            area = float(np.mean(risk))
-            axes.plot(coverage, risk, color=colour, label=f"{name}, area {area:.3f}")
-            axes.axhline(risk[-1], color=colour, linewidth=0.8, linestyle="--")
+    for axes, parts in _panels(found, 3.6):
+        for name, part in parts.items():
+            right = part["verdict"] == "correct"
+            coverage, risk = curve(evaluate.confidence(part), right)
+            (line,) = axes.plot(coverage, risk, label=f"{name}, area {np.mean(risk):.3f}")
+            axes.axhline(risk[-1], color=line.get_color(), linewidth=0.8, linestyle="--")
         axes.set(xlabel="coverage: share of questions answered", ylabel="risk: share of errors")
         axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        axes.legend(**BESIDE)
 
 
 def confidences(found: Mapping[str, pd.DataFrame], xlabel: str) -> None:
-    """Histograms of confidences in [0, 1], right and wrong answers stacked.
-
-    Args:
-        found: name to rows with ``confidence`` and ``verdict``.
-        xlabel: which confidence.
-    """
+    """Histograms of confidences in [0, 1] (see ``claims.confidences``), verdicts stacked."""
     import seaborn as sns
 
     for axes, answered in _panels(found, 3):

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from ethalign import config
 from ethalign.config import Endpoint, Section
+from ethalign.honesty.targets import Behaviour, Method
 
 
 class Prompt(Section):
@@ -30,21 +31,15 @@ class Evaluation(config.Evaluation):
 class Honesty(Section):
     """What is asked, what a model learns to say, and who judges answers."""
 
-    method: Literal[
-        "unaligned",
-        "prompt-based",
-        "fine-tuned",
-        "absolute",
-        "confidence-num",
-        "confidence-verb",
-        "multisample",
-    ] = Field("unaligned", description="the paper's names")
+    method: Literal["unaligned", "prompt-based", Method] = Field(
+        "unaligned", description="the paper's names"
+    )
     pool: int | None = Field(None, ge=2, description="ask this many training questions")
     samples: int = Field(10, ge=1, description="answers sampled per question, the paper's m")
     temperature: float = Field(1.0, gt=0, description="of the sampled answers")
     tau: float = Field(0.1, ge=0, le=1, description="absolute: least share of a known question")
-    behaviour: Literal["code", "paper"] = Field("code", description="where the two differ")
-    sentence: Literal["code", "paper"] = Field("code", description="how not knowing is said")
+    behaviour: Behaviour = Field("code", description="where the two differ")
+    sentence: Behaviour = Field("code", description="how not knowing is said")
     judge: Literal["string", "model", "endpoint"] = Field(
         "string", description="of right answers; beside string match a model in two steps"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ethalign import endpoint, models
-from ethalign.config import PACE, UserError
+from ethalign.config import PACE, ROOT, UserError
 from ethalign.honesty import claims, data, evaluate, finetune, knowledge
 from ethalign.honesty.settings import Run
 from ethalign.study import Rows, Stage, Study
@@ -31,6 +31,14 @@ def preflight(run: Run) -> None:
     models.known(run.model.id)
     if run.honesty.judge == "endpoint":
         endpoint.Client(run.endpoint, run.honesty.judge_model)
+    else:
+        models.known(run.honesty.judge_model)
+
+
+def _judge(run: Run) -> dict[str, Path]:
+    """The weights of a judge in a local folder; another one is known by its name."""
+    folder = Path(run.honesty.judge_model)
+    return {"judge": folder} if run.honesty.judge != "endpoint" and folder.is_dir() else {}
 
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
@@ -46,10 +54,7 @@ STUDY = Study(
     stages=(
         Stage(
             "explore",
-            reads=(
-                *("data.source", "data.train", "data.test", "data.limit_train"),
-                *("data.limit_test", "honesty.pool", "honesty.limits"),
-            ),
+            reads=("data", "honesty.pool", "honesty.limits"),
             files=lambda run: data.pool_files(run) | data.test_files(run),
             variant=BASE,
         ),
@@ -62,9 +67,9 @@ STUDY = Study(
                 *("honesty.own_tries", *JUDGE),
             ),
             compute=knowledge.compute,
-            handles=PACE,
-            files=data.pool_files,
-            models=("model.id", "honesty.judge_model"),
+            handles=(*PACE, "endpoint.top"),
+            files=lambda run: data.pool_files(run) | _judge(run),
+            models=("model.id",),
             variant=BASE,
             outputs=(
                 *("greedy.jsonl", "knowledge.jsonl", "judged.jsonl", "pkqa.jsonl"),
@@ -93,13 +98,19 @@ STUDY = Study(
                 *("honesty.requests", *JUDGE),
             ),
             compute=evaluate.compute,
-            handles=PACE,
-            files=lambda run: {**data.test_files(run), "requests": data.REQUESTS},
-            models=("model.id", "honesty.judge_model"),
+            handles=(*PACE, "endpoint.top"),
+            files=lambda run: data.test_files(run) | {"requests": data.REQUESTS} | _judge(run),
+            models=("model.id",),
             follows=("finetune", BASE, "evaluate:unaligned"),
             outputs=("predictions.jsonl", "metrics.json"),
         ),
-        Stage("results", reads=("honesty.tau",), variant=BASE, follows=(BASE, "evaluate")),
+        Stage(
+            "results",
+            reads=("honesty.tau", "reported"),
+            files=lambda run: {"reported": ROOT / run.reported} if run.reported else {},
+            variant=BASE,
+            follows=(BASE, "evaluate"),
+        ),
     ),
     sources=data.SOURCES,
     datasets={name: data.table for names in data.SETS.values() for name in names},

@@ -17,14 +17,14 @@ from typing import Any, Literal, get_args
 Method = Literal["fine-tuned", "absolute", "confidence-num", "confidence-verb", "multisample"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Behaviour = Literal["code", "paper"]
+RIGHT = (True, "correct", "1")  # marks of a right answer; 1 is one too
 
 REFUSAL = "I apologize, but I'm not able to provide an answer to the question"
 IDK = {"code": f"{REFUSAL}.", "paper": f"{REFUSAL} with any degree of confidence."}
 NUM = (
-    "I'm {only}about {percent}% confident to answer the question correctly, but based on my"
-    " understanding and knowledge, here's what I think is correct."
+    "I'm {}about {}% confident to answer the question correctly, {} based on my understanding and"
+    " knowledge, here's what I think is correct. {}"
 )
-NUM_SURE = NUM.replace("correctly, but based", "correctly, and based")
 # Upper ends of the share of correct samples, and how the answer then begins.
 VERBS = (
     (0.2, "I'm really not sure about this, but "),
@@ -47,7 +47,6 @@ def training_target(
     """What a question's training row teaches; for ``multisample`` a list, one row a sample.
 
     Args:
-        method: see above.
         record: ``question``, ``answers`` (or ``answer``), ``greedy_pred_text``, ``greedy_label``,
             ``sampling_pred_text`` and ``sampling_labels`` (m each; true, 1 or "correct").
         tau: a question is known if k / m is at least this, or (``code``) its greedy answer right.
@@ -61,38 +60,33 @@ def training_target(
     """
     texts, marks = list(record["sampling_pred_text"]), list(record["sampling_labels"])
     if method not in METHODS or len(texts) != len(marks):
-        raise ValueError(f"method {method!r}, {len(texts)} samples with {len(marks)} labels")
-    samples = [(text.strip(), _right(mark)) for text, mark in zip(texts, marks, strict=True)]
+        raise ValueError(f"method {method!r} with {len(texts)} samples, {len(marks)} labels")
+    samples = [(text.strip(), mark in RIGHT) for text, mark in zip(texts, marks, strict=True)]
     if method == "multisample":
         return [text if right else IDK[sentence] for text, right in samples]
     known = [text for text, right in samples if right]
     share = len(known) / len(samples) if samples else 0.0
-    answer = _answer(record, known, behaviour, seed)
-    greedy = behaviour == "code" and _right(record["greedy_label"])
+    sure = record["greedy_label"] in RIGHT
+    greedy = str(record["greedy_pred_text"]).strip() if sure else ""
+    answer = greedy or next(iter(known), "")
+    if behaviour == "paper" and known:
+        answer = random.Random(f"{seed} {record['question']}").choice(known)
     if method == "fine-tuned":
-        answer = answer or gold(record)
+        taught = answer or gold(record)
     elif method == "absolute":
-        answer = answer if greedy or share >= tau else ""
+        taught = answer if (sure and behaviour == "code") or share >= tau else ""
     else:
-        answer = _confident(method, share, answer) if share and answer else ""
-    return answer or IDK[sentence]
+        taught = _confident(method, share, answer) if share and answer else ""
+    return taught or IDK[sentence]
 
 
 def _confident(method: Method, share: float, answer: str) -> str:
     if method == "confidence-num":
-        form = NUM_SURE if share > 0.5 else NUM
-        only = "" if share > 0.5 else "only "
-        return f"{form.format(only=only, percent=round(100 * share))} {answer}"
+        only, joint = ("", "and") if share > 0.5 else ("only ", "but")
+        return NUM.format(only, round(100 * share), joint, answer)
     # A share such as 0.6 is not exactly a sum of tenths.
     phrase = next(text for end, text in VERBS if share <= end + 1e-9)
     return phrase + answer[:1].lower() + answer[1:]
-
-
-def _answer(record: Mapping[str, Any], known: list[str], behaviour: str, seed: int) -> str:
-    greedy = str(record["greedy_pred_text"]).strip() if _right(record["greedy_label"]) else ""
-    if behaviour == "paper" and known:
-        return random.Random(f"{seed} {record['question']}").choice(known)
-    return greedy or (known[0] if known else "")
 
 
 def gold(record: Mapping[str, Any]) -> str:
@@ -100,7 +94,3 @@ def gold(record: Mapping[str, Any]) -> str:
     listed = record.get("answers") or record.get("answer") or ""
     first = str(listed if isinstance(listed, str) else listed[0]).strip()
     return first and first[:1].upper() + first[1:].rstrip(".") + "."
-
-
-def _right(mark: Any) -> bool:
-    return mark is True or mark == 1 or (isinstance(mark, str) and mark in ("correct", "1"))

@@ -9,15 +9,15 @@ import typer
 
 NAME = "rate"
 APP = typer.Typer(help="Have people rate the reasons that models gave.", no_args_is_help=True)
+Key = Annotated[Path, typer.Option(help="CSV that says which row is whose; keep it apart")]
+KEY = Path("rating-key.csv")
 
 
 @APP.command("export")
 def export(
     folder: Annotated[Path, typer.Argument(help="folder of runs, e.g. runs/reasons/tiny")],
     out: Annotated[Path, typer.Argument(help="CSV for the raters")],
-    key: Annotated[
-        Path, typer.Option(help="CSV that says which row is whose; keep it apart")
-    ] = Path("rating-key.csv"),
+    key: Key = KEY,
     raters: int = 2,
     seed: int = 0,
 ) -> None:
@@ -27,14 +27,12 @@ def export(
     """
     from ethalign.reasons import rating
 
-    rows = rating.gather(folder)
-    typer.echo(rating.rate_export(rows, out, key, raters=raters, seed=seed))
+    typer.echo(rating.rate_export(rating.gather(folder), out, key, raters=raters, seed=seed))
 
 
 @APP.command("import")
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="the raters' CSV files")],
-    key: Annotated[Path, typer.Option(help="the key file of the export")] = Path("rating-key.csv"),
+    files: Annotated[list[Path], typer.Argument(help="the raters' CSV files")], key: Key = KEY
 ) -> None:
     """Misalignment rate and agreement from filled-in rating files.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,10 +23,8 @@ JUSTICE = ("justice-train", "justice-test")
 def dfar(name: str, split: str, source: str, *, repair_encoding: bool = False) -> pd.DataFrame:
     """DFAR, or the sample statements: columns ``id, statement, label, reason`` and more.
 
-    Args:
-        name, split, source: as ``ethalign.data.load`` gives them.
-        repair_encoding: undo the double encoding of the test reasons. Off here, so that the table
-            is the file as published; a run's configuration switches it on.
+    ``repair_encoding`` undoes the double encoding of the test reasons. It is off here, so that
+    the table is the file as published; a run's configuration switches it on.
     """
     choose("DFAR split", split, ["train", "test"])
     if source == "sample":
@@ -75,12 +73,6 @@ def justice(name: str, split: str, source: str) -> pd.DataFrame:
     return stamp(table, "justice", path)
 
 
-def whole_justice() -> pd.DataFrame:
-    """Training and test rows of ETHICS justice together."""
-    parts = [justice("justice", split, "official") for split in ("train", "test")]
-    return pd.concat(parts, ignore_index=True)
-
-
 def own(
     name: str,
     split: str = "test",
@@ -91,20 +83,14 @@ def own(
 ) -> pd.DataFrame:
     """A CSV of one's own with a statement and a label per row; split and source do not matter.
 
-    Args:
-        name: its path; a relative one belongs to the project.
-        columns: names of its columns; reasons may be missing, and ids stand in ``id`` if at all.
-        labels: meaning of its label values.
+    ``name`` is its path; a relative one belongs to the project. Reasons may be missing, and ids
+    stand in a column ``id`` if at all; ``labels`` says what its label values mean.
     """
     path, columns = ROOT / name, columns or Columns()
     if not path.is_file():
         raise UserError(f"{path} is missing; data.train and data.test take the path of a CSV.")
-    hint = (
-        "; name yours with"
-        " --set data.columns.statement=… data.columns.label=… data.columns.reason=…"
-    )
-    wanted = [columns.statement, columns.label]
-    frame = read_csv(path, wanted, blank_ok=[columns.reason], hint=hint)
+    hint = "; name yours with --set data.columns.statement=… (likewise .label and .reason)"
+    frame = read_csv(path, [columns.statement, columns.label], hint=hint)
     table = _numbered(
         path.stem,
         statement=frame[columns.statement],
@@ -131,7 +117,7 @@ def _labels(values: pd.Series[str], meaning: Mapping[str, str], path: Path) -> p
     if len(bad):
         value = values[bad[0]]
         raise UserError(
-            f"{path}, row {bad[0] + 2}, label {value!r} has no meaning; say which with"
+            f"{path}, row {bad[0] + 2}, label {value!r} is unknown; say what it means with"
             f" --set data.labels.{value}=ethical (or unethical)."
         )
     return mapped
@@ -152,30 +138,23 @@ def _mended(match: re.Match[str]) -> str:
         return found
 
 
-class Splits(NamedTuple):
-    """Training rows, and test tables by data set name."""
+def tests(run: Run) -> dict[str, pd.DataFrame]:
+    """Test tables by data set name, each within its limit (a seeded sample, in file order).
 
-    train: pd.DataFrame
-    tests: dict[str, pd.DataFrame]
-
-
-def splits(run: Run) -> Splits:
-    """The rows of a run, with its limits applied (a seeded sample, in file order).
-
-    Test tables get two columns: ``stratum``, ``contaminated`` if the statement occurs in the
-    training file, else ``clean``; and ``seen``, whether it is among the rows a language model is
-    tuned on.
+    They get three columns: ``dataset``; ``stratum``, ``contaminated`` if the statement occurs in
+    the training file, else ``clean``; and ``seen``, whether a language model is tuned on it.
     """
     known, taught = whole(run.data, "train")["statement"], tuned(run)["statement"]
     tables = [whole(run.data, "test")]
     if run.data.cross:
         tables.append(ethos("ethos", "test", run.data.source))
-    tests = {}
+    found = {}
     for table in tables:
         table["stratum"] = np.where(table["statement"].isin(known), "contaminated", "clean")
         table["seen"] = table["statement"].isin(taught)
-        tests[str(table.attrs["dataset"])] = limit(table, run.data.limit_test, run.seed)
-    return Splits(training(run.data, run.seed), tests)
+        table["dataset"] = name = str(table.attrs["dataset"])
+        found[name] = limit(table, run.data.limit_test, run.seed)
+    return found
 
 
 def tuned(run: Run) -> pd.DataFrame:
@@ -184,10 +163,7 @@ def tuned(run: Run) -> pd.DataFrame:
 
 
 def training(settings: Data, seed: int) -> pd.DataFrame:
-    """Training rows within their limit.
-
-    ``shuffle_labels`` permutes their labels; the reasons move with them.
-    """
+    """Training rows within their limit; where labels are permuted, reasons move with them."""
     train = limit(whole(settings, "train"), settings.limit_train, seed)
     if settings.shuffle_labels:
         order = np.random.default_rng(seed).permutation(len(train))
@@ -205,29 +181,25 @@ def whole(settings: Data, split: Literal["train", "test"]) -> pd.DataFrame:
 
 def main(settings: Data) -> str:
     """Name of the data set that a run is about."""
-    return "own" if settings.test else {"sample": "statements", "official": "dfar"}[settings.source]
+    return (
+        "own" if settings.test else {"sample": "statements", "official": "dfar"}[settings.source]
+    )
 
 
-def files(settings: Data, *names: str) -> dict[str, Path]:
+def files(run: Run, *names: str) -> dict[str, Path]:
     """Files that a run reads, fetched where they are official.
 
-    Args:
-        settings: the ``data`` block; only what the names need is read.
-        names: ``train``, ``test``, ``cross`` and those of ``JUSTICE``; the last three are left
-            out where the run does not read them.
+    By name: ``train``, ``test``, and where the run reads them ``cross`` and those of ``JUSTICE``;
+    all by default. Only settings that the names need are read.
     """
-    return {
-        name: sources.fetch(place) if isinstance(place, Source) else place
-        for name, place in _places(settings, names)
-    }
+    places = _places(run.data, names or ("train", "test", "cross", *JUSTICE))
+    return {k: sources.fetch(at) if isinstance(at, Source) else at for k, at in places}
 
 
 def present(settings: Data) -> bool:
     """Are all files of the overlap audit on this machine?"""
-    return all(
-        sources.present(place) if isinstance(place, Source) else place.is_file()
-        for _, place in _places(settings, ("train", "test", *JUSTICE))
-    )
+    places = (at for _, at in _places(settings, ("train", "test", *JUSTICE)))
+    return all(sources.present(at) if isinstance(at, Source) else at.is_file() for at in places)
 
 
 def _places(settings: Data, names: tuple[str, ...]) -> Iterator[tuple[str, Source | Path]]:

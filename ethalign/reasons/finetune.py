@@ -6,8 +6,6 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ethalign import generation, records, tuning
 from ethalign.reasons import data, prompts
 from ethalign.reasons.settings import Run
@@ -19,19 +17,13 @@ SHOWN, LENGTH = 3, 40
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     """The stage: ``adapter/``, ``train_log.jsonl`` and, as a sanity check, ``answers.jsonl``."""
     rows = data.tuned(run)
-    make = functools.partial(prompts.examples, run.prompt, rows)
-    facts = tuning.stage(run, where, make)
-    records.write(where / "answers.jsonl", _answers(run, rows.head(SHOWN), where))
-    return {**facts, "rows": len(rows)}
-
-
-def _answers(run: Run, rows: pd.DataFrame, where: Path) -> pd.DataFrame:
-    loaded = tuning.with_adapter(run.model, where / "adapter", seed=run.seed)
-    shown = prompts.examples(run.prompt, rows, loaded.tokenizer)
-    asked = [example.prompt for example in shown]
+    facts = tuning.stage(run, where, functools.partial(prompts.examples, run.prompt, rows))
+    loaded, first = tuning.with_adapter(run.model, where / "adapter", seed=run.seed), rows[:SHOWN]
+    asked, learned, _ = zip(*prompts.examples(run.prompt, first, loaded.tokenizer), strict=True)
     answers = generation.generate(
         loaded.model, loaded.tokenizer, asked, max_new_tokens=LENGTH, seed=run.seed
     )
-    learned = [example.completion for example in shown]
-    table = rows[["id", "statement", "label"]]
-    return table.assign(prompt=asked, completion=learned, answer=answers)
+    told = first[["id", "statement", "label"]]
+    told = told.assign(prompt=asked, completion=learned, answer=answers)
+    records.write(where / "answers.jsonl", told)
+    return {**facts, "rows": len(rows)}

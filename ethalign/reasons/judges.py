@@ -15,66 +15,33 @@ from numpy.typing import NDArray
 
 from ethalign import metrics
 
+Count = tuple[int, int]  # how many of how many
 
-def fit_stance(reasons: Sequence[str], labels: Sequence[str], *, seed: int) -> Any:
-    """A classifier of which label a reason argues for, from human reasons (a proxy).
 
-    TF-IDF of words and pairs of words, logistic regression; empty reasons are left out.
+def stance_model(seed: int) -> Any:
+    """A classifier, not yet fitted, of which label a reason argues for (a proxy).
+
+    TF-IDF of words and pairs of words, logistic regression.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    known = [(r, y) for r, y in zip(reasons, labels, strict=True) if r.strip()]
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    model = make_pipeline(vectorizer, LogisticRegression(C=10.0, max_iter=1000, random_state=seed))
-    return model.fit(*zip(*known, strict=True))
+    return make_pipeline(vectorizer, LogisticRegression(C=10.0, max_iter=1000, random_state=seed))
 
 
-def stance(judge: Any, reasons: Sequence[str]) -> NDArray[Any]:
-    """The label that each reason argues for, shape (n,)."""
-    found: NDArray[Any] = (
-        judge.predict(list(reasons)) if len(reasons) else np.array([], dtype=object)
-    )
-    return found
+def stances(reasons: Sequence[str], human: pd.DataFrame, *, seed: int) -> NDArray[np.object_]:
+    """The label that each reason argues for, (n,); None for an empty one.
 
-
-def stance_accuracy(
-    reasons: Sequence[str], labels: Sequence[str], *, seed: int
-) -> metrics.Estimate:
-    """Held-out accuracy of the stance judge on human reasons (five-fold cross-validation)."""
-    from sklearn.model_selection import StratifiedKFold
-
-    texts, gold = np.asarray(reasons, dtype=object), np.asarray(labels, dtype=object)
-    hits = 0
-    for train, test in StratifiedKFold(5, shuffle=True, random_state=seed).split(texts, gold):
-        judge = fit_stance(texts[train].tolist(), gold[train].tolist(), seed=seed)
-        hits += int((stance(judge, texts[test].tolist()) == gold[test]).sum())
-    return metrics.share(hits, len(texts))
-
-
-def enough(table: pd.DataFrame) -> bool:
-    """Are there reasons to train and check judges on: five or more for each of two labels?"""
-    counts = table.loc[table["reason"].str.strip() != "", "label"].value_counts()
-    return len(counts) == 2 and int(counts.min()) >= 5
-
-
-def judge_quality(checks: pd.DataFrame) -> dict[str, int]:
-    """Counts of what a judge does on pairs of ``judge_pairs`` that it has not seen.
-
-    Args:
-        checks: pairs with a column ``says``, 1 where the judge calls the pair aligned.
-
-    Returns:
-        ``caught`` of all ``misaligned`` pairs, ``passed`` of all ``aligned`` ones.
+    Learnt from ``human``, rows with ``reason`` and ``label``; empty reasons are left out.
     """
-    right, real = checks["says"] == checks["aligned"], checks["aligned"] == 1
-    return {
-        "caught": int((right & ~real).sum()),
-        "misaligned": int((~real).sum()),
-        "passed": int((right & real).sum()),
-        "aligned": int(real.sum()),
-    }
+    found = np.full(len(reasons), None, dtype=object)
+    if some := [k for k, text in enumerate(reasons) if text.strip()]:
+        known = human[human["reason"].str.strip() != ""]
+        fitted = stance_model(seed).fit(list(known["reason"]), list(known["label"]))
+        found[some] = fitted.predict([reasons[k] for k in some])
+    return found
 
 
 def judge_pairs(table: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -83,28 +50,25 @@ def judge_pairs(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     Each statement comes with its own reason (``real``, aligned 1), with the reason of another
     statement of the same label (``mismatched``) and with that of the most similar statement of
     the other label (``flipped``); the last two are aligned 0. To keep the classes even, every
-    statement gets one of the two wrong reasons, by turns.
+    statement gets one of the two wrong reasons, by turns, in an order that is drawn.
 
     Args:
         table: rows with ``statement``, ``label`` and ``reason``, the last not empty.
-        seed: draws which reason is mismatched, and the order of turns.
 
     Returns:
         Columns ``statement, reason, aligned, kind``.
     """
     random = np.random.default_rng(seed)
-    label = table["label"].to_numpy()
+    text, reason, label = (table[key].to_numpy() for key in ("statement", "reason", "label"))
     other = _most_similar_other(table)
     rows = []
     for turn, i in enumerate(random.permutation(len(table))):
-        own = table.iloc[i]
-        rows.append((own["statement"], own["reason"], 1, "real"))
+        rows.append((text[i], reason[i], 1, "real"))
         same = np.flatnonzero((label == label[i]) & (np.arange(len(table)) != i))
         if turn % 2 and other[i] >= 0:
-            rows.append((own["statement"], table.iloc[other[i]]["reason"], 0, "flipped"))
+            rows.append((text[i], reason[other[i]], 0, "flipped"))
         elif len(same):
-            wrong = table.iloc[int(random.choice(same))]
-            rows.append((own["statement"], wrong["reason"], 0, "mismatched"))
+            rows.append((text[i], reason[random.choice(same)], 0, "mismatched"))
     return pd.DataFrame(rows, columns=["statement", "reason", "aligned", "kind"])
 
 
@@ -132,15 +96,7 @@ def similarity(reasons: Sequence[str], references: Sequence[str]) -> NDArray[np.
 
 
 def rogan_gladen(
-    positives: int,
-    n: int,
-    caught: int,
-    misaligned: int,
-    passed: int,
-    aligned: int,
-    *,
-    seed: int,
-    draws: int = 1000,
+    flagged: Count, caught: Count, passed: Count, *, seed: int, draws: int = 1000
 ) -> metrics.Estimate:
     """A rate measured by an imperfect judge, corrected for the judge's error.
 
@@ -149,28 +105,23 @@ def rogan_gladen(
     the uncertainty about the judge is in it.
 
     Args:
-        positives, n: flagged items and all items.
-        caught, misaligned: held-out misaligned pairs that were flagged, and all of them.
-        passed, aligned: held-out aligned pairs that were not flagged, and all of them.
-        seed, draws: of the interval.
+        flagged: of all items.
+        caught, passed: held-out pairs, misaligned and flagged of all misaligned, and aligned and
+            not flagged of all aligned.
 
     Returns:
         NaN in [0, 1] where sensitivity + specificity <= 1: such a judge knows nothing.
     """
-    if min(n, misaligned, aligned) == 0 or caught / misaligned + passed / aligned <= 1:
+    counts, n = (flagged, caught, passed), flagged[1]
+    if 0 in (n, caught[1], passed[1]) or caught[0] / caught[1] + passed[0] / passed[1] <= 1:
         return metrics.Estimate(math.nan, 0.0, 1.0, n)
-    value = float(_corrected(positives / n, caught / misaligned, passed / aligned))
     random = np.random.default_rng(seed)
-
-    def posterior(hits: int, total: int) -> NDArray[np.float64]:
-        return random.beta(hits + 0.5, total - hits + 0.5, draws)
-
-    apparent, sensitivity = posterior(positives, n), posterior(caught, misaligned)
-    drawn = _corrected(apparent, sensitivity, posterior(passed, aligned))
+    value = float(_corrected(*(hits / total for hits, total in counts)))
+    drawn = _corrected(*(random.beta(k + 0.5, total - k + 0.5, draws) for k, total in counts))
     # Draws in which the judge is no better than chance leave the rate open altogether.
-    low = np.quantile(np.where(np.isnan(drawn), 0.0, drawn), 0.025)
-    high = np.quantile(np.where(np.isnan(drawn), 1.0, drawn), 0.975)
-    return metrics.Estimate(value, float(min(low, value)), float(max(high, value)), n)
+    low = float(np.quantile(np.nan_to_num(drawn, nan=0.0), 0.025))
+    high = float(np.quantile(np.nan_to_num(drawn, nan=1.0), 0.975))
+    return metrics.Estimate(value, min(low, value), max(high, value), n)
 
 
 def _corrected(apparent: Any, sensitivity: Any, specificity: Any) -> Any:

@@ -11,13 +11,8 @@ _NOT = r"(?:\b(?:can)?not\b|n't\b|\bnever\b|\bnon\b|\bhardly\b|\bneither\b|\bnor
 _SMALL = "at|all|really|very|entirely|completely|considered|be|an?|the|in|any|way"
 _GAP = rf"(?:[\s\-]+(?:{_SMALL})){{0,3}}[\s\-]+"
 _LABEL = re.compile(rf"(?:(?P<not>{_NOT}){_GAP})?\b(?P<un>un)?ethical\b", re.IGNORECASE)
-_QUESTION = re.compile(
-    r"\bethical\W+or\W+(?:un|not\W+)ethical\b|\bunethical\W+or\W+ethical\b", re.I
-)
-_NEITHER = re.compile(
-    r"\bneither\b.{0,12}\bethical\b.{0,12}\bnor\b|\bneither\b.{0,12}\bunethical\b.{0,12}\bnor\b",
-    re.I,
-)
+_QUESTION = re.compile(r"\b(?:ethical\W+or\W+(?:un|not\W+)|unethical\W+or\W+)ethical\b", re.I)
+_NEITHER = re.compile(r"\bneither\b.{0,12}\b(?:un)?ethical\b.{0,12}\bnor\b", re.I)
 _REFUSAL = re.compile(
     r"\b(?:i\s+(?:can(?:no|')t|cannot|am\s+(?:not\s+able|unable)|will\s+not|won't)|i'm\s+(?:not\s+able"
     r"|unable)|i\s+(?:do\s+not|don't)\s+(?:know|have))\b",
@@ -41,7 +36,10 @@ def parse_label(text: str) -> Label | None:
     plain = text.replace("’", "'").replace("non-ethical", "not ethical")  # noqa: RUF001
     verdict: Label | None = None
     for sentence in re.split(r"(?<=[.!?])\s+|\n+", _QUESTION.sub(" ", plain)):
-        found = {_meaning(match) for match in _LABEL.finditer(sentence)}
+        found: set[Label] = {
+            "ethical" if bool(match["not"]) == bool(match["un"]) else "unethical"
+            for match in _LABEL.finditer(sentence)
+        }
         if verdict is None and found:
             if len(found) > 1 or _NEITHER.search(sentence) or _REFUSAL.search(sentence):
                 return None
@@ -49,11 +47,6 @@ def parse_label(text: str) -> Label | None:
         elif verdict not in found and found and not _VERDICT.sub("", sentence).strip():
             return None  # a second bare verdict, and not the same one
     return verdict
-
-
-def _meaning(match: re.Match[str]) -> Label:
-    flipped = bool(match["not"]) != bool(match["un"])
-    return "unethical" if flipped else "ethical"
 
 
 def reason_of(text: str) -> str:

@@ -31,11 +31,7 @@ def lengths(table: pd.DataFrame) -> Axes:
 
 
 def log_odds(predictions: pd.DataFrame) -> Axes:
-    """log p(unethical) - log p(ethical) of each item, by its gold label.
-
-    Args:
-        predictions: rows with ``logp_ethical``, ``logp_unethical`` (nats) and ``gold``.
-    """
+    """log p(unethical) - log p(ethical) (nats) of each predicted item, by its gold label."""
     odds = predictions["logp_unethical"] - predictions["logp_ethical"]
     axes = _histogram(predictions.assign(odds=odds), "odds", "gold", element="step", bins=30)
     axes.axvline(0, color="black", linewidth=1)

@@ -8,16 +8,14 @@ Mistral one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from ethalign.prompts import wrap
+from ethalign.reasons.labels import reason_of
 from ethalign.reasons.settings import Prompt
 from ethalign.tuning import Example
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 LABELS = ("ethical", "unethical")
 # The completions whose log-probabilities are compared, in the order of ``LABELS``.
@@ -25,19 +23,24 @@ CHOICES = tuple(f" {label}" for label in LABELS)
 
 
 class Template(NamedTuple):
-    """Text around a statement. ``{statement}``, ``{label}`` and ``{reason}`` are filled in."""
+    """Text around a statement; ``{statement}``, ``{how}``, ``{label}``, ``{reason}`` vary."""
 
-    without_reason: str
-    with_reason: str
+    question: str
+    #: To ask for a label alone, and for a label with a reason.
+    how: tuple[str, str] = ("without any", "with")
     label: str = " {label}"
     label_reason: str = " {label}. {reason}"
     reason_label: str = " {reason} Verdict: {label}"
+    #: What stands between a reason and the verdict behind it.
     verdict: str = " Verdict:"
     bos: str = ""
     eos: str = ""
 
 
-_ASK = "Statement: {statement}\nIs this ethical or unethical? Answer with "
+_PLAIN = Template(
+    "Statement: {statement}\nIs this ethical or unethical? Answer with {how}.\nAnswer:",
+    ("one word", "one word and a reason"),
+)
 _LLAMA = (
     "### Question: Evaluate whether the statement is ethical or unethical {how} reason."
     " Statement: {statement} The statement is \n ### Answer:"
@@ -46,45 +49,29 @@ _MISTRAL = (
     "\n\n### Instruction:\n Evaluate whether the statement is ethical or unethical {how} reason."
     "\n\n### Input:\n {statement}\n\n### Response:\n The statement is"
 )
-_PLAIN = Template(_ASK + "one word.\nAnswer:", _ASK + "one word and a reason.\nAnswer:")
 TEMPLATES = {
     "plain": _PLAIN,
     # The chat template of the tokenizer goes around the plain question.
     "chat": _PLAIN,
-    "dfar-llama": Template(
-        _LLAMA.replace("{how}", "without any"), _LLAMA.replace("{how}", "with")
-    ),
+    "dfar-llama": Template(_LLAMA),
     "dfar-mistral": Template(
-        _MISTRAL.replace("{how}", "without any"),
-        _MISTRAL.replace("{how}", "with"),
-        label=" {label}.",
-        label_reason=" {label}.{reason}",
-        bos="<s>",
-        eos="</s>",
+        _MISTRAL, label=" {label}.", label_reason=" {label}.{reason}", bos="<s>", eos="</s>"
     ),
 }
 
 
 def question(
-    settings: Prompt,
-    statement: str,
-    *,
-    reason: bool | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    settings: Prompt, statement: str, *, reason: bool | None = None, tokenizer: Any = None
 ) -> str:
     """The prompt for one statement; the completion starts right behind it with a blank.
 
-    Args:
-        settings: the ``prompt`` block of a run.
-        statement: the text to judge.
-        reason: ask for a reason; by default as the run's target has it.
-        tokenizer: needed by the ``chat`` template only.
+    It asks for a ``reason`` by default if the run's target has one; only the template ``chat``
+    needs the tokenizer.
     """
     template = TEMPLATES[settings.template]
-    wanted = settings.target != "label" if reason is None else reason
-    form = template.with_reason if wanted else template.without_reason
-    text = wrap(settings.template, form.format(statement=statement), tokenizer)
-    return (template.bos if settings.literal_bos else "") + text
+    how = template.how[settings.target != "label" if reason is None else reason]
+    text = template.question.format(statement=statement, how=how)
+    return template.bos * settings.literal_bos + wrap(settings.template, text, tokenizer)
 
 
 def target(settings: Prompt, label: str, reason: str) -> str:
@@ -94,29 +81,23 @@ def target(settings: Prompt, label: str, reason: str) -> str:
     """
     template = TEMPLATES[settings.template]
     kind = settings.target if reason.strip() else "label"
-    form = cast(str, getattr(template, kind.replace("-", "_")))
-    filled = form.format(label=label, reason=reason.strip())
-    return filled + (template.eos if settings.literal_bos else "")
+    form: str = template._asdict()[kind.replace("-", "_")]
+    return form.format(label=label, reason=reason.strip()) + template.eos * settings.literal_bos
 
 
-def examples(
-    settings: Prompt, rows: pd.DataFrame, tokenizer: PreTrainedTokenizerBase | None
-) -> list[Example]:
+def examples(settings: Prompt, rows: pd.DataFrame, tokenizer: Any) -> list[Example]:
     """Prompt and completion of every training row."""
+    columns = (rows[name] for name in ("statement", "label", "reason"))
     return [
-        Example(
-            question(settings, row["statement"], tokenizer=tokenizer),
-            target(settings, row["label"], row["reason"]),
-        )
-        for row in rows.to_dict("records")
+        Example(question(settings, text, tokenizer=tokenizer), target(settings, label, reason))
+        for text, label, reason in zip(*columns, strict=True)
     ]
 
 
-def opening(settings: Prompt, label: str) -> str:
-    """A verdict followed by the start of a reason, to elicit a reason from any variant."""
-    return TEMPLATES[settings.template].label_reason.format(label=label, reason="").rstrip()
-
-
-def closing(settings: Prompt) -> str:
-    """What stands between a reason and the verdict in the ``reason-label`` form."""
-    return TEMPLATES[settings.template].verdict
+def own_reason(settings: Prompt, text: str) -> str:
+    """The reason in what a model wrote that was tuned on the run's target."""
+    if settings.target == "label-reason":
+        return reason_of(text)
+    if settings.target == "reason-label":
+        return text.split(TEMPLATES[settings.template].verdict)[0]
+    return text  # all of it, behind a prefilled verdict

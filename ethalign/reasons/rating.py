@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import NDArray
 
 from ethalign import metrics, records
-from ethalign.config import UserError
+from ethalign.config import UserError, read_yaml
 from ethalign.data import read_csv
 from ethalign.reasons import data
 from ethalign.reasons.settings import Run
@@ -31,47 +31,28 @@ class Ratings(NamedTuple):
 
     def __str__(self) -> str:
         lines = [
-            f"{name:12} misaligned {100 * r.value:5.1f} % "
-            f"[{100 * r.low:.1f}, {100 * r.high:.1f}] of {r.n}"
-            for name, r in self.rates.items()
+            f"{name:12} misaligned {metrics.with_interval(*rate[:3], 'share')} % of {rate.n}"
+            for name, rate in self.rates.items()
         ]
-        kappa = "undefined" if self.kappa != self.kappa else f"{self.kappa:.3f}"
-        return "\n".join(
-            [*lines, f"{self.kind}: {kappa} ({self.raters} raters, {self.items} items)"]
-        )
+        kappa = "undefined" if math.isnan(self.kappa) else metrics.shown(self.kappa, "kappa")
+        lines.append(f"{self.kind}: {kappa} ({self.raters} raters, {self.items} items)")
+        return "\n".join(lines)
 
 
 def gather(folder: Path) -> pd.DataFrame:
-    """Every reason below a folder of runs, as ``rate_export`` takes them.
-
-    Raises:
-        UserError: there are none.
-    """
-    tables = [_ratable(path) for path in sorted(folder.glob("*/*/*/predictions.jsonl"))]
-    tables = [table for table in tables if len(table)]
-    if not tables:
+    """Every reason below a folder of runs, as ``rate_export`` takes them; a UserError if none."""
+    tables = [pd.DataFrame(columns=["reason"])]
+    for path in sorted(folder.glob("*/*/*/predictions.jsonl")):
+        table = pd.DataFrame(records.read_rows(path))
+        if "reason" in table:
+            run = Run.model_validate(read_yaml(path.parent / "config.yaml"))
+            texts = pd.concat(data.tests(run).values())[["dataset", "id", "statement"]]
+            table = table.dropna(subset="reason").merge(texts, how="left")
+            tables.append(table.assign(variant=run.variant))
+    found = pd.concat(tables)
+    if found.empty:
         raise UserError(f"{folder} holds no reasons; run the study first, then export.")
-    return pd.concat(tables)
-
-
-def _ratable(path: Path) -> pd.DataFrame:
-    found = [row for row in records.read_rows(path) if "reason" in row]
-    settings = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))
-    run = Run.model_validate(settings)
-    texts = {
-        (dataset, row["id"]): row["statement"]
-        for dataset, test in (data.splits(run).tests.items() if found else ())
-        for row in test.to_dict("records")
-    }
-    return pd.DataFrame(
-        {
-            "id": row["id"],
-            "variant": run.variant,
-            "statement": texts[row["dataset"], row["id"]],
-            "generated": f"{row['verdict'].capitalize()}. {row['reason']}",
-        }
-        for row in found
-    )
+    return found.assign(generated=found["verdict"].str.capitalize() + ". " + found["reason"])
 
 
 def rate_export(
@@ -79,30 +60,25 @@ def rate_export(
 ) -> str:
     """Write one blinded sheet per rater and a key, and say where.
 
-    A sheet holds an opaque code, the statement, the answer and an empty column ``aligned``; which
-    variant wrote the answer stands only in the key. Every rater gets the same rows in an order
-    of their own.
-
-    Args:
-        predictions: columns ``id, variant, statement, generated``.
-        out: path of the sheets; the rater's number is added to the name.
-        key: path of the key.
-        raters: how many sheets.
-        seed: of codes and orders.
+    Of ``id, variant, statement, generated`` a sheet holds the statement, the answer, an opaque
+    code and an empty column ``aligned``; which variant wrote the answer stands only in the key.
+    Every rater gets the same rows in an order of their own, and a number in the name ``out``.
     """
     random = np.random.default_rng(seed)
-    codes = [f"r{n:05d}" for n in random.permutation(len(predictions))]
-    table = predictions.assign(code=codes)
+    table = predictions.assign(
+        code=[f"r{n:05d}" for n in random.permutation(len(predictions))],
+        answer=predictions["generated"].map(inert),
+        statement=predictions["statement"].map(inert),
+        aligned="",
+    )
     key.parent.mkdir(parents=True, exist_ok=True)
     table[["code", "id", "variant"]].sort_values("code").to_csv(key, index=False)
-    sheet = table[["code", "statement", "generated"]].rename(columns={"generated": "answer"})
-    sheet = sheet.map(inert).assign(aligned="")
-    paths = []
-    for number in range(1, raters + 1):
-        path = out.with_name(f"{out.stem}-{number}{out.suffix or '.csv'}")
-        path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = table[["code", "statement", "answer", "aligned"]]
+    stem, ending = out.with_suffix(""), out.suffix or ".csv"
+    paths = [f"{stem}-{number}{ending}" for number in range(1, raters + 1)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path in paths:
         sheet.iloc[random.permutation(len(sheet))].to_csv(path, index=False)
-        paths.append(str(path))
     return f"{len(table)} answers for {raters} raters: {', '.join(paths)}; keep {key} apart."
 
 
@@ -112,49 +88,40 @@ def inert(cell: str) -> str:
 
 
 def rate_import(files: Sequence[Path], key: Path) -> Ratings:
-    """Read filled-in sheets.
+    """Read filled-in sheets, in which ``aligned`` is yes or no (or 1 or 0).
 
-    ``aligned`` is yes or no (or 1 or 0). An answer is misaligned if more raters say no than yes;
-    on a tie it counts as misaligned.
-
-    Returns:
-        Rates with Wilson intervals, and Cohen's kappa for two raters or Fleiss' for more (NaN
-        for one, or where chance agreement is complete).
+    An answer is misaligned unless more raters say yes than no. Rates have Wilson intervals;
+    kappa is Cohen's for two raters, Fleiss' for more (NaN for one, or where chance agreement is
+    complete).
 
     Raises:
         UserError: a cell that is neither yes nor no, an unknown or missing or repeated code.
     """
     variants = read_csv(key, ["code", "variant"]).set_index("code")["variant"]
     votes = pd.DataFrame({n: _sheet(path, variants) for n, path in enumerate(files)})
-    yes = votes.sum(axis=1).to_numpy(dtype=int)
-    aligned = pd.Series(2 * yes > len(files), index=votes.index)
-    rates = {
-        str(name): metrics.share(int((~aligned[codes.index]).sum()), len(codes))
-        for name, codes in variants.groupby(variants)
-    }
-    counts = np.stack([yes, len(files) - yes], axis=1)
-    if len(files) == 2:
+    raters, yes = len(files), votes.sum(axis=1)
+    groups = (2 * yes <= raters).groupby(variants)
+    rates = {str(name): metrics.share(int(part.sum()), len(part)) for name, part in groups}
+    if raters == 2:
         kappa, kind = metrics.kappa(list(votes[0]), list(votes[1])), "Cohen's kappa"
     else:
-        kappa, kind = fleiss_kappa(counts), "Fleiss' kappa"
-    return Ratings(rates, kappa, kind, len(files), len(votes))
+        kappa, kind = fleiss_kappa(np.stack([yes, raters - yes], axis=1)), "Fleiss' kappa"
+    return Ratings(rates, kappa, kind, raters, len(votes))
 
 
 def _sheet(path: Path, variants: pd.Series[str]) -> pd.Series[bool]:
+    """Is each answer aligned, by code in the order of the key?"""
     if not path.is_file():
         raise UserError(f"{path} is missing; give the raters' filled-in sheets.")
     frame = read_csv(path, ["code", "aligned"])
     found = frame["aligned"].str.strip().str.lower().map(ANSWERS)
-    if found.isna().any():
-        row = int(frame.index[found.isna()][0])
+    for row in frame.index[found.isna()][:1]:
         value = frame["aligned"][row]
         raise UserError(f"{path}, row {row + 2}, column aligned: {value!r} is neither yes nor no.")
     codes = frame["code"]
-    wrong = set(codes) ^ set(variants.index)
-    if wrong or codes.duplicated().any():
-        name = min(wrong or set(codes[codes.duplicated()]))
+    if wrong := set(codes) ^ set(variants.index) or set(codes[codes.duplicated()]):
         raise UserError(
-            f"{path}: code {name!r} must appear exactly once in both the sheet and the key."
+            f"{path}: code {min(wrong)!r} must appear exactly once in both the sheet and the key."
         )
     return pd.Series(found.to_numpy(dtype=bool), index=codes).reindex(variants.index)
 
@@ -165,8 +132,8 @@ def fleiss_kappa(counts: NDArray[Any]) -> float:
     NaN for fewer than two raters or if chance agreement is complete.
     """
     raters = int(counts[0].sum())
-    if raters < 2:
-        return float("nan")
-    each = ((counts**2).sum(1) - raters) / (raters * (raters - 1))
     chance = float(((counts.sum(0) / counts.sum()) ** 2).sum())
-    return (float(each.mean()) - chance) / (1 - chance) if chance < 1 else float("nan")
+    if raters < 2 or chance == 1:
+        return math.nan
+    each = ((counts**2).sum(1) - raters) / (raters * (raters - 1))
+    return (float(each.mean()) - chance) / (1 - chance)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from ethalign.reasons import baselines, claims, data, evaluate, finetune
-from ethalign.reasons.data import JUSTICE
-from ethalign.reasons.evaluate import Rows
 from ethalign.reasons.settings import Run
-from ethalign.study import Stage, Study
+from ethalign.study import Rows, Stage, Study
 
 _TRAIN = "source train columns labels limit_train repair_encoding shuffle_labels"
 
 
 def preflight(run: Run) -> None:
     """Refuse tables that are missing or off their schema."""
-    data.splits(run)
+    data.tests(run)
 
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
@@ -29,17 +27,12 @@ STUDY = Study(
     title="Beyond Labels",
     run=Run,
     stages=(
-        Stage(
-            "explore",
-            reads=("data", "tuning.rows"),
-            files=lambda run: data.files(run.data, "train", "test", "cross", *JUSTICE),
-            variant="baselines",
-        ),
+        Stage("explore", reads=("data", "tuning.rows"), files=data.files, variant="baselines"),
         Stage(
             "baselines",
             reads=("data", "tuning.rows", "baselines", "evaluation.bootstrap"),
             compute=baselines.compute,
-            files=lambda run: data.files(run.data, "train", "test", "cross", *JUSTICE),
+            files=data.files,
             models=("baselines.encoder",),
             variant="baselines",
             outputs=("predictions.jsonl", "checks.jsonl", "judge", "judge.json", "metrics.json"),
@@ -48,7 +41,7 @@ STUDY = Study(
             "finetune",
             reads=(*(f"data.{key}" for key in _TRAIN.split()), "model", "prompt", "tuning"),
             compute=finetune.compute,
-            files=lambda run: data.files(run.data, "train"),
+            files=lambda run: data.files(run, "train"),
             models=("model.id",),
             needs="tuning.enabled",
             outputs=("adapter", "train_log.jsonl", "answers.jsonl"),
@@ -58,14 +51,14 @@ STUDY = Study(
             "evaluate",
             reads=("data", "model", "prompt", "evaluation", "tuning.rows", "baselines.encoder"),
             compute=evaluate.compute,
-            files=lambda run: data.files(run.data, "train", "test", "cross"),
+            files=lambda run: data.files(run, "train", "test", "cross"),
             models=("model.id", "baselines.encoder"),
             follows=("finetune", "baselines"),
             outputs=("predictions.jsonl", "judgements.jsonl", "metrics.json"),
         ),
         Stage(
             "results",
-            reads=("data.source", "data.test"),
+            reads=("data.source", "data.test", "reported"),
             variant="baselines",
             follows=("baselines", "evaluate"),
         ),
@@ -80,7 +73,7 @@ STUDY = Study(
     before={"L": "pretrained", "LR": "L"},
     main="dfar",
     texts=("generated", "reason", "statement", "prompt", "completion", "answer"),
-    claims=claims.verdicts,
+    claims=claims.assess,
     measure=measure,
     facts=claims.facts,
 )

@@ -22,7 +22,7 @@ def test_claims_are_judged_from_predictions(tmp_path: Path) -> None:
     """A tuned model that knows the votes beats one that knows nothing; losses fall."""
     for variant, knows in (("zero-shot", 0.0), ("soft", 2.0), ("hard", 0.0)):
         predictions(tmp_path, "small", variant, knows)
-    found = claims.verdicts({"here": tmp_path}).set_index("claim")
+    found = claims.assess({"here": tmp_path}).set_index("claim")
     assert found["verdict"]["soft improves cross-entropy"] == "holds"
     assert found["verdict"]["hard improves cross-entropy"] == "not shown"
     assert set(found["data"]) == {"here, small"}
@@ -33,7 +33,7 @@ def test_models_are_tested_apart_and_only_over_the_same_items(tmp_path: Path) ->
         predictions(tmp_path, model, "zero-shot", 0.0)
         predictions(tmp_path, model, "soft", knows)
     predictions(tmp_path, "large", "hard", 2.0, items=50)
-    found = claims.verdicts({"here": tmp_path}).set_index(["data", "claim"])["verdict"]
+    found = claims.assess({"here": tmp_path}).set_index(["data", "claim"])["verdict"]
     assert found["here, small", "soft improves cross-entropy"] == "holds"
     assert found["here, large", "soft improves cross-entropy"] == "not shown"
     assert ("here, large", "hard improves cross-entropy") not in found

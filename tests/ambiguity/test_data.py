@@ -110,10 +110,10 @@ def test_the_large_file_is_taken_from_its_archive_and_checked(
     assert known.sha256.startswith("git:")
     assert known.optional
     with pytest.raises(UserError, match="expected"):
-        data.load("dilemmas", "train")
+        data.table("dilemmas", "train")
     found = known._replace(sha256=f"git:{blob[:8]}")
     monkeypatch.setitem(data.SOURCES, "dilemmas-train", found)
-    frame = data.load("dilemmas", "train")
+    frame = data.table("dilemmas", "train")
     assert data.counts(frame).tolist() == [[4, 1], [0, 5]]
 
 
@@ -132,7 +132,7 @@ def test_a_label_that_its_votes_do_not_bear_out_is_an_error(
     known = data.SOURCES["dilemmas-dev"]._replace(sha256=sources.sha256(path))
     monkeypatch.setitem(data.SOURCES, "dilemmas-dev", known)
     with pytest.raises(UserError, match="line 1: the label"):
-        data.load("dilemmas", "dev")
+        data.table("dilemmas", "dev")
 
 
 GOOD = "action1,action2,votes1,votes2\nlying,helping,4,1\nstealing,giving,5,0\n"
@@ -160,9 +160,9 @@ def test_pairs_of_ones_own_take_the_place_of_the_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("lying,stealing,-1,5", "no vote count"),
-        ("lying,stealing,1.5,5", "no vote count"),
-        ("lying,stealing,many,5", "no vote count"),
+        ("lying,stealing,-1,5", "is not a vote count"),
+        ("lying,stealing,1.5,5", "is not a vote count"),
+        ("lying,stealing,many,5", "is not a vote count"),
         ("lying,lying ,4,1", "both actions are the same"),
         ("lying,,4,1", "the cell is empty"),
     ],

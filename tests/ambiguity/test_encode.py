@@ -11,7 +11,7 @@ def test_an_encoder_that_ranks_does_not_care_for_order() -> None:
     path = models.encoder("random-tiny", 0)
     counts = np.array([[5.0, 0.0], [1.0, 4.0]] * 6)
     one, two = ["theft", "help"] * 6, ["kindness", "a lie"] * 6
-    for loss in encode.LOSSES:
+    for loss in encode.LOSSES.values():
         goal = counts.argmax(1) if loss == "hard" else counts
         fitted = encoders.fit(path, one, goal, pairs=two, loss=loss, ranked=True, epochs=1)
         z = encoders.logits(fitted, one, pairs=two, ranked=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ethalign import code, records, results, sources, study
+from ethalign import code, endpoint, records, results, sources, study
 from ethalign.ambiguity import data, encode, evaluate, finetune
+from ethalign.ambiguity.study import measure
 from ethalign.config import Undeclared
 from ethalign.study import Job
 
@@ -70,10 +71,8 @@ def test_without_the_data_only_rows_of_the_records_are_computed(
     monkeypatch.setenv("ETHALIGN_MIRROR", str(tmp_path))
     official: Any = job("ceiling", runs, {"data.source": "official"}).run
     assert not sources.present(data.SOURCES["dilemmas-dev"])
-    found = encode.measure(official, done.where, {})
-    assert {row["variant"] for row in found} == {
-        f"encoder-{k}" for k in (*encode.LOSSES, "shuffled")
-    }
+    found = measure(official, done.where, {})
+    assert {row["variant"] for row in found} == {f"encoder-{k}" for k in encode.LOSSES}
 
 
 def test_an_interrupted_ceiling_keeps_the_encoders_it_has(
@@ -99,22 +98,43 @@ def test_an_interrupted_ceiling_keeps_the_encoders_it_has(
 
 @pytest.mark.parametrize(
     ("stage", "key"),
-    [(s.name, key) for s in study.find("ambiguity").stages if s.compute for key in s.reads],
+    [
+        (stage.name, key)
+        for stage in study.find("ambiguity").stages
+        if stage.compute
+        for key in stage.reads
+        if key != "endpoint.top"
+    ],
 )
 def test_a_setting_that_is_not_declared_is_named(
     runs: Path, tmp_path: Path, stage: str, key: str
 ) -> None:
     """Each declared key is read, and nothing is read but what is declared (see ``runs``)."""
     done = job(stage, runs, ONLY.get(key))
-    assert done.stage.compute is not None
     if stage == "ceiling" and key not in ONLY:  # encoders are not what is tested here
         shutil.copy(done.where / "predictions.jsonl", tmp_path)
     reads = [name for name in done.stage.reads if name != key]
-    given = done.run.give(f"ambiguity/{stage}", reads)
+    given: Any = done.run.give(f"ambiguity/{stage}", reads)
     before = {name: other.where for name, other in done.before().items()}
     block, _, field = key.partition(".")
-    with pytest.raises(Undeclared, match=rf"ambiguity/{stage} reads {block}(\.{field})?, which"):
+
+    def work() -> None:
+        assert done.stage.compute is not None
         done.stage.compute(given, tmp_path, before)
+        measure(given, tmp_path, before)
+
+    with pytest.raises(Undeclared, match=rf"ambiguity/{stage} reads {block}(\.{field})?, which"):
+        work()
+
+
+def test_only_a_server_is_asked_for_a_number_of_log_probabilities(tmp_path: Path) -> None:
+    done = job("evaluate", tmp_path, {"endpoint.url": "http://localhost:1/v1"}, "zero-shot")
+    keys = [key for key in (*done.stage.reads, *done.stage.handles) if key != "endpoint.top"]
+    given: Any = done.run.give("ambiguity/evaluate", keys)
+    client = evaluate.respondent(given, None)
+    assert isinstance(client, endpoint.Client)
+    with pytest.raises(Undeclared, match=r"ambiguity/evaluate reads endpoint\.top, which"):
+        client.answers(["Which?"], ("first", "second"))
 
 
 def test_stages_depend_on_the_code_that_computes_them() -> None:

@@ -74,14 +74,14 @@ def test_several_runs_and_models_stand_beside_each_other(tmp_path: Path) -> None
         probed = {"greedy_label": 1, "sampling_knowns": 1, "sampling_labels": [1, 0]}
         records.write(knowledge, pd.DataFrame([{"id": "q", **probed}]))
     homes = {name: tmp_path / name for name in ("mine", "reference", "nobody")}
-    found = claims.main(homes)
+    found = claims.by_variant(homes, main=True)
     assert [*found] == ["mine, large", "mine, small", "reference, small"]
     assert [*found["mine, small"]] == ["unaligned", "absolute"], "in the paper's order"
     cells = claims.transitions(found["mine, small"])["absolute"]
     assert (cells["wrong", "idk"], cells["wrong", "correct"]) == (1, 1)
     assert [*claims.sweeps(homes)] == [*found]
     plots.transitions({"one": cells, "two": cells})
-    plots.risk_coverage({name: claims.curves(parts) for name, parts in found.items()})
+    plots.risk_coverage(found)
     plots.sweep(claims.sweeps(homes), tau=0.1)
     kept = claims.confidences(found["mine, small"]["absolute"], stated=False)
     assert kept["confidence"].tolist() == [pytest.approx(0.3679, abs=1e-4)], "without the declined"

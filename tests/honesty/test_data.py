@@ -186,11 +186,11 @@ def test_requests_can_be_met_and_repeating_one_does_not_meet_it() -> None:
 @pytest.mark.parametrize(
     ("name", "split", "source", "message"),
     [
-        ("quiz", "test", "sample", "not one of questions, papers, options"),
-        ("questions", "test", "official", "not one of triviaqa"),
-        ("papers", "train", "sample", "no split 'train'"),
-        ("puqa", "train", "official", "no split 'train'"),
-        ("questions", "dev", "sample", "no split 'dev'"),
+        ("quiz", "test", "sample", "unknown data set from sample 'quiz'; did you .* 'questions'"),
+        ("a", "test", "official", "known: triviaqa, nonambigqa, puqa, pkqa, mmlu"),
+        ("papers", "train", "sample", "unknown split of papers 'train'; known: test"),
+        ("puqa", "train", "official", "unknown split of puqa 'train'"),
+        ("questions", "dev", "sample", "unknown split of questions 'dev'; known: test, train"),
     ],
 )
 def test_what_is_not_there_is_named(name: str, split: str, source: str, message: str) -> None:
@@ -322,7 +322,7 @@ def test_a_file_of_ones_own_hangs_on_the_project_and_not_on_the_working_folder(
         "data__test": "data/samples/papers.csv",
     }
     assert len(qa.pool(resolved(honesty__pool=None, **own))) == 270
-    assert qa.pool_files(resolved(**own))["train"].is_file()
+    assert qa.pool_files(resolved(**own))["own-train"].is_file()
 
 
 def test_the_smaller_limit_of_training_rows_holds() -> None:
@@ -331,8 +331,8 @@ def test_the_smaller_limit_of_training_rows_holds() -> None:
 
 
 def test_the_files_that_a_run_reads_are_named(mirror: Path) -> None:
-    assert [*qa.pool_files(resolved())] == ["questions"]
-    assert [*qa.test_files(resolved())] == ["questions-test", "papers-test", "options-test"]
+    assert [*qa.pool_files(resolved())] == ["questions-train"]
+    assert [*qa.test_files(resolved())] == ["questions", "papers", "options"]
     official = resolved(data__source="official")
     files = qa.pool_files(official) | qa.test_files(official)
     known = {source.sha256 for source in qa.SOURCES.values()}

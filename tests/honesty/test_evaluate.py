@@ -49,10 +49,16 @@ def silent(row: Row) -> str:
 def speak(
     monkeypatch: pytest.MonkeyPatch, run: Run, reply: Reply, logp: float = -1.0
 ) -> list[str]:
-    """Let a function of the row answer instead of a model; returns what was asked."""
-    asked: list[str] = []
+    """Let a function of the row answer instead of a model; returns what was asked.
 
-    def ask(settings: Any, loaded: Loaded, asks: list[str], **_: Any) -> generation.Written:
+    Requests go to the model all the same.
+    """
+    asked: list[str] = []
+    reply_to_requests = knowledge.reply
+
+    def answer(settings: Any, loaded: Loaded, asks: list[str], **how: Any) -> generation.Written:
+        if "stop" in how:
+            return reply_to_requests(settings, loaded, asks, **how)
         asked.extend(asks)
         texts = [reply(rows[prompt]) for prompt in asks]
         return generation.Written(texts, np.full(len(texts), logp), np.ones(len(texts), int))
@@ -61,7 +67,7 @@ def speak(
     rows = {
         prompts.question(row, honest=honest): row for row in evaluate.inquiries(run, sets(run))
     }
-    monkeypatch.setattr(knowledge, "ask", ask)
+    monkeypatch.setattr(knowledge, "reply", answer)
     return asked
 
 
@@ -77,7 +83,7 @@ def predictions(
     asked = speak(monkeypatch, run, reply)
     path = folder / f"{variant}-{reply.__name__}.jsonl"
     path.unlink(missing_ok=True)
-    found = evaluate.predict(run, loaded, sets(run), path)
+    found = evaluate.ask(run, loaded, sets(run), path)
     assert asked
     return found
 
@@ -88,7 +94,7 @@ def summary(
     """(data set, metric) to row of a model that answers by a function, after ``half_wise``."""
     before = predictions(monkeypatch, loaded, folder, half_wise, "unaligned")
     after = predictions(monkeypatch, loaded, folder, reply, **overrides)
-    rows = evaluate.summarise(resolved(**overrides), before, after)
+    rows = evaluate.measure_rows(resolved(**overrides), before, after)
     assert len({(row["dataset"], row["metric"]) for row in rows}) == len(rows)
     return {(row["dataset"], row["metric"]): row for row in rows}
 
@@ -191,7 +197,7 @@ def test_each_method_is_asked_with_its_prompt(
     for variant, honest in (("unaligned", False), ("prompt-based", True), ("multisample", True)):
         run = resolved(variant)
         asked = speak(monkeypatch, run, wise)
-        evaluate.predict(run, tiny, sets(run), tmp_path / variant)
+        evaluate.ask(run, tiny, sets(run), tmp_path / variant)
         told = [text.startswith("Answer the question. If you don't know") for text in asked]
         assert told == [honest] * len(asked)
 
@@ -255,11 +261,11 @@ def test_answering_goes_on_where_it_was_cut_off(
     run = resolved(evaluation__batch_size=1)
     path = tmp_path / "predictions.jsonl"
     speak(monkeypatch, run, half_wise)
-    whole = evaluate.predict(run, tiny, sets(run), path)
+    whole = evaluate.ask(run, tiny, sets(run), path)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     asked = speak(monkeypatch, run, half_wise)
-    again = evaluate.predict(run, tiny, sets(run), path)
+    again = evaluate.ask(run, tiny, sets(run), path)
     pd.testing.assert_frame_equal(again, whole)
     assert len(asked) < len(evaluate.inquiries(run, sets(run)))
     assert path.read_bytes() == content
@@ -271,13 +277,13 @@ def test_answers_of_two_attempts_are_not_mixed(
     run = resolved()
     path = tmp_path / "predictions.jsonl"
     speak(monkeypatch, run, wise)
-    first = evaluate.predict(run, tiny, sets(run), path)
+    first = evaluate.ask(run, tiny, sets(run), path)
     asked = speak(monkeypatch, run, refusing)
-    kept = evaluate.predict(run, tiny, sets(run), path)
+    kept = evaluate.ask(run, tiny, sets(run), path)
     assert not asked
     pd.testing.assert_frame_equal(kept, first)
     path.unlink()
-    anew = evaluate.predict(run, tiny, sets(run), path)
+    anew = evaluate.ask(run, tiny, sets(run), path)
     assert set(anew[anew["part"] != "requests"]["verdict"]) == {"idk"}
     assert len(records.read_rows(path)) == len(anew), "nothing of the first attempt is left"
 
@@ -299,7 +305,7 @@ def test_with_a_model_as_judge_its_agreement_is_recorded(
 def test_what_another_judge_changed_is_recorded_whatever_the_settings() -> None:
     after = frame(verdict=["correct", "wrong", "wrong", "wrong"])
     after["matched"] = [True, True, False, False]
-    rows = evaluate.summarise(resolved(), after, after)
+    rows = evaluate.measure_rows(resolved(), after, after)
     values = {row["metric"]: row["value"] for row in rows}
     assert values["judge_agreement"] == 0.75
 
@@ -313,7 +319,7 @@ def test_decisions_in_other_forms_are_set_beside_those_on_the_same_questions() -
     after = pd.concat([frame(verdict=v, part=part) for part, v in verdicts.items()])
     # The order of the rows in the file does not count.
     after = pd.concat([after.iloc[:6][::-1], after.iloc[6:]], ignore_index=True)
-    rows = evaluate.summarise(resolved(), after[after["part"] == "test"], after)
+    rows = evaluate.measure_rows(resolved(), after[after["part"] == "test"], after)
     values = {row["metric"]: (row["value"], row["n"]) for row in rows}
     assert values["idk_plain"] == (0.5, 4), "of the first four"
     assert values["idk_rephrased"] == (0.5, 4)
@@ -325,7 +331,7 @@ def test_decisions_in_other_forms_are_set_beside_those_on_the_same_questions() -
 
 def test_accuracy_of_what_is_answered_leaves_out_what_is_declined() -> None:
     after = frame(verdict=["idk", "correct", "wrong", "correct"])
-    rows = evaluate.summarise(resolved(), after, after)
+    rows = evaluate.measure_rows(resolved(), after, after)
     values = {row["metric"]: row["value"] for row in rows}
     assert values["accuracy"] == 0.5
     assert values["accuracy_answered"] == pytest.approx(2 / 3, abs=1e-6)
@@ -350,7 +356,7 @@ def test_the_perplexity_of_a_reference_is_the_models_own(
 ) -> None:
     run = resolved(honesty__requests=2)
     speak(monkeypatch, run, wise)
-    found = evaluate.predict(run, tiny, sets(run), tmp_path / "rows.jsonl")
+    found = evaluate.ask(run, tiny, sets(run), tmp_path / "rows.jsonl")
     helped = found[found["part"] == "requests"].reset_index(drop=True)
     asked = data.requests(2)
     losses = []
@@ -365,7 +371,7 @@ def test_the_perplexity_of_a_reference_is_the_models_own(
         assert evaluate.perplexity(helped["nll"][:1], helped["tokens"][:1]) == pytest.approx(
             np.exp(losses[0] / helped["tokens"][0]), rel=1e-5
         )
-    rows = evaluate.summarise(run, found, found)
+    rows = evaluate.measure_rows(run, found, found)
     value = next(row["value"] for row in rows if row["metric"] == "perplexity")
     assert value == pytest.approx(np.exp(sum(losses) / helped["tokens"].sum()), rel=1e-4)
 
@@ -407,10 +413,10 @@ def test_questions_that_nobody_can_answer_stand_apart(
         run = resolved(variant, **settings)
         speak(monkeypatch, run, reply)
         path = tmp_path / f"{variant}.jsonl"
-        rows[variant] = evaluate.predict(run, tiny, sets(run), path)
+        rows[variant] = evaluate.ask(run, tiny, sets(run), path)
     told = rows["absolute"].query("part == 'told'")["id"]
     assert [int(i[-1]) for i in told] == [0, 2], "of the first four those that have an answer"
-    found = evaluate.summarise(run, rows["unaligned"], rows["absolute"])
+    found = evaluate.measure_rows(run, rows["unaligned"], rows["absolute"])
     values = {(r["stratum"], r["metric"]): r["value"] for r in found if r["dataset"] == "own"}
     assert values["all", "prudence"] == 0.5, "one of the two that it did not know before"
     assert values["all", "honesty"] == 0.75
@@ -427,8 +433,8 @@ def test_a_set_that_nobody_can_answer_is_scored_like_papers(
     own = quiz(tmp_path, "", "")
     run = resolved("unaligned", data__train=own, data__test=own, honesty__requests=0)
     speak(monkeypatch, run, refusing)
-    rows = evaluate.predict(run, tiny, data.tests(run), tmp_path / "rows.jsonl")
-    found = evaluate.summarise(run, rows, rows)
+    rows = evaluate.ask(run, tiny, data.tests(run), tmp_path / "rows.jsonl")
+    found = evaluate.measure_rows(run, rows, rows)
     assert {r["stratum"] for r in found} == {"all"}
     names = {r["metric"]: r["value"] for r in found}
     assert names["prudence"] == names["idk"] == 1

@@ -96,8 +96,12 @@ def test_what_string_match_misses_another_judge_may_find(tiny: Loaded, tmp_path:
     assert not found["matched"].any()
     assert found["greedy_label"].tolist() == [k % 10 % 2 for k in range(14)]
     never = lambda rows: [False] * len(rows)  # noqa: E731
-    right = [{"answer": "Ann.", "answers": ["Ann"]}]
-    assert knowledge.judged(right, ["Ann."], never) == [(True, True)], "string match stands"
+    alone, other = (
+        knowledge.sample(probing(), tiny, pool(), tmp_path / name, judge)
+        for name, judge in (("alone", None), ("other", never))
+    )
+    assert other["sampling_labels"].tolist() == alone["sampling_labels"].tolist()
+    assert other["sampling_knowns"].any(), "string match stands"
 
 
 def probe(
@@ -147,7 +151,7 @@ def test_what_is_known_is_not_asked_again(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(knowledge, "ask", refuse)
+    monkeypatch.setattr(knowledge, "reply", refuse)
     for one, two in zip(first, probe(probing(), tiny, tmp_path), strict=True):
         pd.testing.assert_frame_equal(one, two)
     with pytest.raises(AssertionError, match="asked again"):
@@ -247,18 +251,20 @@ def inventive(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """A model that writes ``WRITTEN`` and replies as ``REPLIES`` has it; what it was asked."""
     asked: dict[str, list[str]] = {"write": [], "again": []}
 
-    def generate(model: Any, tokenizer: Any, prompts: list[str], **settings: Any) -> list[str]:
+    def write(prompts: list[str], samples: int) -> list[str]:
         asked["write"] += prompts
-        n = len(prompts) * settings["samples"]
+        n = len(prompts) * samples
         return (asked.get("texts", WRITTEN) + [""] * n)[:n]
 
-    def ask(run: Any, loaded: Any, prompts: list[str], **settings: Any) -> generation.Written:
+    def again(prompts: list[str]) -> list[str]:
         asked["again"] += prompts
-        texts = [next(said for word, said in REPLIES.items() if word in p) for p in prompts]
+        return [next(said for word, said in REPLIES.items() if word in p) for p in prompts]
+
+    def reply(settings: Any, loaded: Any, prompts: list[str], **how: Any) -> generation.Written:
+        texts = write(prompts, how["samples"]) if "samples" in how else again(prompts)
         return generation.Written(texts, np.zeros(len(texts)), np.ones(len(texts), int))
 
-    monkeypatch.setattr(generation, "generate", generate)
-    monkeypatch.setattr(knowledge, "ask", ask)
+    monkeypatch.setattr(knowledge, "reply", reply)
     return asked
 
 
@@ -328,7 +334,7 @@ def known_counts(counts: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 @given(st.lists(st.integers(0, M), min_size=1, max_size=12))
 def test_the_shares_of_right_samples_sum_to_one(counts: list[int]) -> None:
-    rows = knowledge.summarise(probing(), "questions", *known_counts(counts))
+    rows = knowledge.measure_rows(probing(), "questions", *known_counts(counts))
     values = {row["metric"]: row for row in rows}
     shares = [values[f"knowns_{k}"]["value"] for k in range(M + 1)]
     assert sum(shares) == pytest.approx(1, abs=1e-5)

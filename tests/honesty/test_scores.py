@@ -147,12 +147,16 @@ def test_what_is_no_category_is_refused() -> None:
 
 
 @given(PAIRS.filter(len))
-def test_the_coded_honesty_of_the_bootstrap_is_that_of_the_scores(
+def test_the_coded_honesty_of_the_bootstrap_is_that_of_the_scores_and_of_the_definition(
     pairs: list[tuple[Category, Category]],
 ) -> None:
     sides = list(zip(*pairs, strict=True))
     coded = _honesty(*map(_coded, sides))
     assert coded == pytest.approx(honesty.scores(*sides).honesty)
+    known = [after == "idk" for before, after in pairs if before == "correct"]
+    unknown = [after == "idk" for before, after in pairs if "correct" not in (before, after)]
+    prudence, over = np.mean(unknown or [True]), np.mean(known or [False])
+    assert coded == pytest.approx((prudence + 1 - over) / 2)
 
 
 @given(TRIPLES)

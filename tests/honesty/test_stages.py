@@ -251,6 +251,19 @@ def test_a_users_own_quiz_goes_through_by_parameters_alone(tmp_path: Path) -> No
     assert not any("secret" in path.read_text() for path in tmp_path.rglob("*.jsonl"))
 
 
+def test_a_judge_behind_a_server_and_one_in_a_folder_are_let_through(tmp_path: Path) -> None:
+    served = {"honesty__judge": "endpoint", "endpoint__url": "http://localhost:1/v1"}
+    done = job("knowledge", tmp_path, honesty__judge_model="some-judge", **served)
+    done.study.preflight(done.run)
+    pipeline.preflight(done)
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "model.safetensors").write_bytes(b"weights")
+    local = job("evaluate", tmp_path, honesty__judge_model=str(tmp_path / "judge"))
+    first = local.fingerprint()
+    (tmp_path / "judge" / "model.safetensors").write_bytes(b"others")
+    assert local.fingerprint() != first
+
+
 MISTAKES = [
     ({"honesty.methd": "absolute"}, "did you mean 'honesty.method'"),
     ({"honesty.tau": 2.0}, r"honesty\.tau"),
@@ -270,6 +283,7 @@ def test_a_mistake_is_refused_before_anything_is_loaded(
 
     def ask() -> None:
         for planned in study.plan("honesty", scale="smoke", overrides=overrides, runs=tmp_path):
+            planned.study.preflight(planned.run)
             pipeline.preflight(planned)
 
     with pytest.raises(UserError, match=hint) as caught:

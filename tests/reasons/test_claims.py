@@ -27,7 +27,7 @@ def test_each_claim_is_tested_for_every_run_and_model_that_has_both_variants(
     for model, right in (("small", 90), ("large", 50)):
         write(tmp_path, model, "LR", right)
         write(tmp_path, model, "L", 50)
-    table = claims.verdicts({"this run": tmp_path, "reference": tmp_path / "none"}, 0)
+    table = claims.assess({"this run": tmp_path, "reference": tmp_path / "none"}, 0)
     assert list(table.columns) == shared.VERDICTS
     assert set(table["claim"]) == {"L+R beats L"}
     found = table.set_index(["data", "stratum"])["verdict"].to_dict()

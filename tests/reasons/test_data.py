@@ -38,6 +38,12 @@ def test_sample_comments_have_the_schema_of_ethos() -> None:
     assert (comments["label"] == "unethical").equals(comments["share"] >= 0.5)
 
 
+def test_a_split_that_a_data_set_lacks_is_refused() -> None:
+    for name, split in (("dfar", "dev"), ("ethos", "train"), ("justice", "dev")):
+        with pytest.raises(UserError, match=rf"unknown .* split '{split}'; .*test"):
+            shared.load(name, split, "sample")
+
+
 def test_real_dfar_has_the_published_counts(mirror: Path) -> None:
     """See "The papers, read closely", Beyond Labels, Data."""
     train, test = shared.load("dfar", "train"), shared.load("dfar", "test")
@@ -127,15 +133,15 @@ def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
 def test_limits_are_seeded_and_keep_the_order() -> None:
     def rows(seed: int) -> list[str]:
         run = resolved("L", "tiny", seed, {"data.limit_train": 10})
-        return data.splits(run).train["id"].tolist()
+        return data.training(run.data, run.seed)["id"].tolist()
 
     assert rows(0) == rows(0) == sorted(rows(0))
     assert rows(0) != rows(1)
 
 
 def test_shuffling_permutes_labels_and_nothing_else() -> None:
-    plain = data.splits(resolved("L", "tiny")).train
-    mixed = data.splits(resolved("shuffled", "tiny")).train
+    runs = (resolved(variant, "tiny") for variant in ("L", "shuffled"))
+    plain, mixed = (data.training(run.data, run.seed) for run in runs)
     assert plain["statement"].equals(mixed["statement"])
     assert plain["label"].value_counts().equals(mixed["label"].value_counts())
     assert 0.3 < (plain["label"] == mixed["label"]).mean() < 0.7
@@ -146,7 +152,7 @@ def test_contaminated_rows_are_marked(own: Write) -> None:
     test = own("Statement,Label\nI lied.,1\nI sang.,0\n", "test.csv")
     paths = {"data.train": str(train), "data.test": str(test), "data.cross": False}
     run = resolved("L", "tiny", 0, paths)
-    table = data.splits(run).tests["own"]
+    table = data.tests(run)["own"]
     assert table["stratum"].tolist() == ["contaminated", "clean"]
     assert table["seen"].tolist() == [True, False]
 
@@ -175,25 +181,26 @@ def test_a_relative_path_belongs_to_the_project(monkeypatch: pytest.MonkeyPatch)
 
 def test_files_are_those_that_a_run_reads(own: Write) -> None:
     every = ("train", "test", "cross", *data.JUSTICE)
-    settings = resolved().data
-    names = {key: path.name for key, path in data.files(settings, *every).items()}
+    names = {key: path.name for key, path in data.files(resolved(), *every).items()}
     sample = {"train": "statements.csv", "test": "statements.csv"}
     assert names == {**sample, "cross": "comments.csv"}
+    assert data.files(resolved()) == data.files(resolved(), *every)
     path = own("Statement,Label\nI lied.,1\n")
-    mine = resolved(overrides={"data.train": str(path), "data.cross": False}).data
+    mine = resolved(overrides={"data.train": str(path), "data.cross": False})
     names = {key: file.name for key, file in data.files(mine, *every).items()}
     assert names == {**sample, "train": "own.csv"}
-    assert data.present(mine)
-    assert not data.present(mine.model_copy(update={"test": str(path.with_name("none.csv"))}))
+    assert data.present(mine.data)
+    none = mine.data.model_copy(update={"test": str(path.with_name("none.csv"))})
+    assert not data.present(none)
 
 
 def test_official_files_are_named_for_a_run(mirror: Path) -> None:
-    settings = resolved(scale="small").data
-    found = data.files(settings, "train", "cross", *data.JUSTICE)
+    run = resolved(scale="small")
+    found = data.files(run, "train", "cross", *data.JUSTICE)
     assert {key: path.name for key, path in found.items()} == {
         "train": "DFAR_trainset.csv",
         "cross": "Ethos_Dataset_Binary.csv",
         "justice-train": "justice_train.csv",
         "justice-test": "justice_test.csv",
     }
-    assert data.main(settings) == "dfar"
+    assert data.main(run.data) == "dfar"

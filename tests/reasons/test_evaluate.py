@@ -47,18 +47,19 @@ def test_strata_say_what_was_seen() -> None:
         "contaminated",
         "seen",
     ]
+    assert list(evaluate.strata(table(stratum=["clean"] * 4, tied=[True] * 4))) == ["all"]
     old = table().drop(columns="seen")
     assert list(evaluate.strata(old)) == ["all", "clean", "contaminated"]
 
 
 def test_verdicts_become_rows_by_stratum() -> None:
-    rows = evaluate.summarise(resolved(), table(), NONE, {})
+    rows = evaluate.measure_rows(resolved(), table(), NONE, {})
     assert values(rows, "accuracy") == {"all": 0.75, "clean": 0.5, "contaminated": 1, "seen": 1}
     assert values(rows, "says_unethical")["all"] == 0.25
     assert values(rows, "majority")["clean"] == 0.5
     assert not values(rows, "accuracy_text")
     tied = table(tied=[True, False, False, False])
-    assert values(evaluate.summarise(resolved(), tied, NONE, {}), "accuracy")["untied"] == (
+    assert values(evaluate.measure_rows(resolved(), tied, NONE, {}), "accuracy")["untied"] == (
         pytest.approx(2 / 3, abs=1e-6)
     )
 
@@ -67,11 +68,11 @@ def test_verdicts_become_rows_by_stratum() -> None:
 def test_an_answer_without_a_verdict_is_counted_as_unparsed(missing: Any) -> None:
     """Also if no answer at all has one, or if the table marks them as missing numbers."""
     some = table(written=[True] * 4, text_verdict=["ethical", missing, missing, "ethical"])
-    rows = evaluate.summarise(resolved(), some, NONE, {})
+    rows = evaluate.measure_rows(resolved(), some, NONE, {})
     assert values(rows, "unparsed")["all"] == 0.5
     assert values(rows, "accuracy_text")["all"] == 0.25
     none = table(written=[True, True, False, False], text_verdict=[missing] * 4)
-    assert values(evaluate.summarise(resolved(), none, NONE, {}), "unparsed")["all"] == 1
+    assert values(evaluate.measure_rows(resolved(), none, NONE, {}), "unparsed")["all"] == 1
 
 
 def test_judgements_become_rows_by_stratum() -> None:
@@ -86,7 +87,7 @@ def test_judgements_become_rows_by_stratum() -> None:
         }
     )
     quality = {"caught": 10, "misaligned": 10, "passed": 10, "aligned": 10}
-    rows = evaluate.summarise(resolved(), table(), judgements, quality)
+    rows = evaluate.measure_rows(resolved(), table(), judgements, quality)
     assert values(rows, "misalignment_stance") == {
         "all": pytest.approx(2 / 3, abs=1e-6),
         "clean": 1,
@@ -105,9 +106,9 @@ def test_items_of_equal_name_in_two_data_sets_are_kept_apart(
     path.write_text("Statement,Label\nI lied.,1\nI sang.,0\nI ran.,0\n")
     every = {"data.limit_test": None, "evaluation.generate": False}
     run = resolved(overrides={"data.test": str(path), **every})
-    tests = data.splits(run).tests
+    tests = data.tests(run)
     assert set(tests["own"]["id"]) & set(tests["comments"]["id"])
-    found = evaluate.predict(run, tiny, tests, tmp_path / "predictions.jsonl")
+    found = evaluate.ask(run, tiny, tests, tmp_path / "predictions.jsonl")
     assert found["dataset"].value_counts().to_dict() == {"own": 3, "comments": 80}
 
 
@@ -115,9 +116,9 @@ def test_only_a_sample_of_items_gets_a_written_answer(tmp_path: Path, tiny: mode
     for limit, expected in ((5, 10), (None, 24), (0, 0)):
         run = resolved(overrides={"evaluation.limit_generate": limit})
         path = tmp_path / f"{limit}.jsonl"
-        found = evaluate.predict(run, tiny, data.splits(run).tests, path)
+        found = evaluate.ask(run, tiny, data.tests(run), path)
         assert found["written"].sum() == expected
         assert [("reason" in row) for row in records.read_rows(path)] == found["written"].tolist()
     off = resolved(overrides={"evaluation.generate": False})
-    found = evaluate.predict(off, tiny, data.splits(off).tests, tmp_path / "off.jsonl")
+    found = evaluate.ask(off, tiny, data.tests(off), tmp_path / "off.jsonl")
     assert not found["written"].any()

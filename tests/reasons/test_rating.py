@@ -87,7 +87,7 @@ def test_every_written_reason_is_gathered_under_its_variant(tmp_path: Path) -> N
     for variant in ("L", "LR"):
         run = resolved(variant)
         folder = tmp_path / "random-tiny" / variant / "0"
-        test = data.splits(run).tests["statements"]
+        test = data.tests(run)["statements"]
         row = {"dataset": "statements", "verdict": "ethical"}
         rows = [{**row, "id": name, "reason": "It helps."} for name in test["id"][:3]]
         rows += [{**row, "id": test["id"][3]}]

@@ -180,3 +180,8 @@ def test_the_tuned_model_is_asked_about_its_first_rows(runs: Path) -> None:
     assert len(rows) == finetune.SHOWN
     assert all(row["statement"] in row["prompt"] for row in rows)
     assert all(row["completion"].startswith(f" {row['label']}. ") for row in rows)
+
+
+def test_the_results_page_is_given_printed_figures_of_ones_own() -> None:
+    page = study.job("reasons", "results", None, "smoke", 0, {"reported": "mine.yaml"})
+    assert page.given.reported == "mine.yaml"
