@@ -172,7 +172,7 @@ def asked() -> tuple[config.Run, list[str]]:
     run = config.load("honesty", "unaligned", "tiny", overrides={"data.limit_test": 90})
     table = questions.tests(run)["questions"]
     rows = table.to_dict("records")
-    return run, [asking.prompt(run, row, honest=False) for row in rows]
+    return run, [asking.question(row, run.prompt.template, honest=False) for row in rows]
 
 
 def sample_ours() -> dict[str, Any]:

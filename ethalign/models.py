@@ -143,7 +143,7 @@ def examine() -> Iterator[str]:
     yield f"device: {device_name(device)}"
     free = shutil.disk_usage(sources.cache().anchor).free / 1e9
     yield f"disk: {free:.0f} GB free (tiny needs 2, small 3, paper 60)"
-    yield "scales smoke, tiny, small: yes (small after `ethalign fetch`)"
+    yield "scales smoke and tiny: yes"
     cuda = torch.cuda.is_available() and has_four_bits(device)
     fits = cuda and torch.cuda.get_device_properties(0).total_memory / 1e9 >= 20
     needs = "no; it needs an NVIDIA GPU with 24 GB and bitsandbytes"
