@@ -44,24 +44,31 @@ def reach_of_text(source: str) -> dict[str, str]:
 
 
 def _hashes(start: list[tuple[str, str]]) -> dict[str, str]:
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], str] = {}
     queue = start
     while queue:
         place = queue.pop()
-        if place in seen or not _file(place[0]):
+        path = _file(place[0])
+        if place in seen or path is None:
             continue
-        seen.add(place)
-        module = _module(place[0])
-        for node in module.nodes.get(place[1], []):
-            queue += [(m or place[0], name) for m, name in _targets(node, module)]
-        if place[1] in module.imports:  # a name that the module only passes on
-            queue.append(module.imports[place[1]])
+        seen[place], targets = _definition(path, path.stat().st_mtime_ns, place[1])
+        queue += [(home or place[0], name) for home, name in targets]
     named: dict[str, list[str]] = {}
-    for name, definition in sorted(seen):
-        dumps = [ast.dump(node) for node in _module(name).nodes.get(definition, [])]
-        if dumps:
-            named.setdefault(name, []).append("\n".join([definition, *dumps]))
-    return {name: _digest("\n".join(parts)) for name, parts in named.items()}
+    for (module, name), dump in sorted(seen.items()):
+        if dump:
+            named.setdefault(module, []).append(f"{name}\n{dump}")
+    return {module: _digest("\n".join(parts)) for module, parts in named.items()}
+
+
+@functools.lru_cache(maxsize=8192)
+def _definition(path: Path, mtime: int, name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """A definition as text, and what it names; read once as long as its file is the same."""
+    module = _read(path, mtime)
+    nodes = module.nodes.get(name, [])
+    targets = [target for node in nodes for target in _targets(node, module)]
+    if name in module.imports:  # a name that the module only passes on
+        targets.append(module.imports[name])
+    return "\n".join(map(ast.dump, nodes)), tuple(dict.fromkeys(targets))
 
 
 def _targets(node: ast.AST, module: Module) -> Iterator[tuple[str, str]]:
@@ -91,12 +98,6 @@ def _file(name: str) -> Path | None:
     base = ROOT.joinpath(*name.split("."))
     found = [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()]
     return found[0] if found else None
-
-
-def _module(name: str) -> Module:
-    path = _file(name)
-    assert path is not None
-    return _read(path, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=256)
