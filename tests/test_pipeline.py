@@ -103,6 +103,7 @@ def test_the_same_seed_gives_the_same_bytes(
             assert path.read_bytes() == first, path
 
 
+@pytest.mark.slow
 def test_only_what_depends_on_a_parameter_runs_again(runs: Path, home: Path) -> None:
     """Evaluation settings leave every adapter as it is, and the baselines too."""
     adapters = {p: p.stat().st_mtime_ns for p in home.rglob("adapter/*.safetensors")}
@@ -119,6 +120,7 @@ def test_only_what_depends_on_a_parameter_runs_again(runs: Path, home: Path) -> 
     assert max(len(r["generated"].encode()) for r in rows if r.get("generated")) <= 4 * 4
 
 
+@pytest.mark.slow
 def test_publishing_keeps_decisions_and_drops_words(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +143,7 @@ def test_publishing_keeps_decisions_and_drops_words(
         results.publish(gone)
 
 
+@pytest.mark.slow
 def test_a_users_own_table_goes_through_by_parameters_alone(tmp_path: Path) -> None:
     lines = [
         f"Case {i}: I {'broke' if i % 2 else 'kept'} my word.,{'bad' if i % 2 else 'good'}"
