@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: book lab test test-slow check fetch clean
+.PHONY: book lab test check fetch clean
 
 book: $(READY)
 	$(BIN)/ethalign book
@@ -15,9 +15,6 @@ lab: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
-
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
 
 check: $(READY)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

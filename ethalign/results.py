@@ -40,7 +40,9 @@ def publish(job: Job) -> Path:
                 lines = "".join(json.dumps(row) + "\n" for row in kept)
                 records.write(target / path.name, lines)
         elif path.suffix in (".json", ".yaml") and path.is_file():
-            records.write(target / path.name, yaml.safe_load(path.read_text(encoding="utf-8")))
+            # YAML's reader would take a JSON number such as 1e-06 for a text.
+            read = json.loads if path.suffix == ".json" else yaml.safe_load
+            records.write(target / path.name, read(path.read_text(encoding="utf-8")))
     record = json.loads((job.where / "run.json").read_text())
     found = {p.name: sources.sha256(p) for p in sorted(target.iterdir()) if p.name != "run.json"}
     records.write(target / "run.json", {**record, "published": found})

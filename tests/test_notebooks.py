@@ -16,12 +16,6 @@ from ethalign import config, study
 from ethalign.config import ROOT
 
 STAGES = [(name, stage.name) for name in config.studies() for stage in study.find(name).stages]
-# One notebook of each kind of stage in this profile, all of them by the marker `slow`.
-CHOSEN = {
-    ("reasons", "explore"), ("honesty", "knowledge"), ("ambiguity", "finetune"),
-    ("reasons", "evaluate"), ("ambiguity", "results"), ("reasons", "baselines"),
-    ("ambiguity", "ceiling"),
-}  # fmt: skip
 
 
 def _at_smoke(source: Path, target: Path, runs: Path) -> None:
@@ -37,11 +31,7 @@ def _at_smoke(source: Path, target: Path, runs: Path) -> None:
     target.write_text(json.dumps(content))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "stage"),
-    [p if p in CHOSEN else pytest.param(*p, marks=pytest.mark.slow) for p in STAGES],
-)
+@pytest.mark.parametrize(("name", "stage"), STAGES)
 def test_a_notebook_runs_in_its_own_folder(
     name: str, stage: str, runs: Path, tmp_path: Path
 ) -> None:
@@ -61,7 +51,6 @@ def test_a_notebook_runs_in_its_own_folder(
     assert any(c.get("outputs") for c in cells)
 
 
-@pytest.mark.slow
 def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path: Path) -> None:
     notebook = ROOT / "notebooks" / "reasons" / "evaluate.ipynb"
     program = (
@@ -81,7 +70,6 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(tmp_path: Path) 
     )
 
 
-@pytest.mark.slow
 def test_with_inputs_what_is_missing_is_made_on_the_spot(tmp_path: Path) -> None:
     out = tmp_path / "out.ipynb"
     values = ["-p", "variant", "L", "-p", "scale", "smoke", "-p", "runs", str(tmp_path / "runs")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,9 +104,10 @@ def test_the_same_seed_gives_the_same_bytes(
             assert path.read_bytes() == first, path
 
 
-@pytest.mark.slow
-def test_only_what_depends_on_a_parameter_runs_again(runs: Path, home: Path) -> None:
+def test_only_what_depends_on_a_parameter_runs_again(runs: Path, tmp_path: Path) -> None:
     """Evaluation settings leave every adapter as it is, and the baselines too."""
+    runs = shutil.copytree(runs, tmp_path / "runs")  # the other tests look at the runs as they are
+    home = runs / "reasons" / "smoke"
     adapters = {p: p.stat().st_mtime_ns for p in home.rglob("adapter/*.safetensors")}
     base = next(home.glob("*/baselines/0/judge.json"))
     judge = base.stat().st_mtime_ns
@@ -120,7 +122,6 @@ def test_only_what_depends_on_a_parameter_runs_again(runs: Path, home: Path) -> 
     assert max(len(r["generated"].encode()) for r in rows if r.get("generated")) <= 4 * 4
 
 
-@pytest.mark.slow
 def test_publishing_keeps_decisions_and_drops_words(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,9 +129,12 @@ def test_publishing_keeps_decisions_and_drops_words(
     for name in config.studies():
         texts = {*study.find(name).texts}
         for job in study.plan(name, (), "smoke", runs=runs):
-            if job.stage.name != "evaluate" or job.run.variant == "L":
+            if job.stage.name != "evaluate":
                 continue
             target = results.publish(job)
+            for path in target.glob("*.json"):  # numbers stay numbers, however small
+                kept = json.loads((job.where / path.name).read_text())
+                assert path.name == "run.json" or json.loads(path.read_text()) == kept
             assert target == tmp_path / job.where.relative_to(runs)
             rows = records.read_rows(target / "predictions.jsonl")
             assert rows
@@ -143,7 +147,6 @@ def test_publishing_keeps_decisions_and_drops_words(
         results.publish(gone)
 
 
-@pytest.mark.slow
 def test_a_users_own_table_goes_through_by_parameters_alone(tmp_path: Path) -> None:
     lines = [
         f"Case {i}: I {'broke' if i % 2 else 'kept'} my word.,{'bad' if i % 2 else 'good'}"
