@@ -130,10 +130,28 @@ def backbone(
     model: Any, ids: Any, mask: Any, position: Any, cache: Any = None, *, use_cache: bool = True
 ) -> tuple[Tensor, Any]:
     """Last hidden states (rows, length, width) and the cache, without any logits."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     fed = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
-    output = inner.base_model(**fed, past_key_values=cache, use_cache=use_cache)
+    output = _bare(model).base_model(**fed, past_key_values=cache, use_cache=use_cache)
     return output.last_hidden_state, getattr(output, "past_key_values", None)
+
+
+def logits(model: Any, hidden: Tensor, head: Any = None) -> Tensor:
+    """Logits (..., vocabulary) of last hidden states (..., width), as the model gives them."""
+    inner = _bare(model)
+    # As one matrix: of a slice with more dimensions, matmul copies the weights for every row.
+    flat = (head or inner.get_output_embeddings())(hidden.reshape(-1, hidden.shape[-1]))
+    # Gemma squashes its logits; Cohere scales them, Granite divides them.
+    cap = getattr(inner.config, "final_logit_softcapping", None)
+    scale = getattr(inner.config, "logit_scale", None) or 1.0
+    scale /= getattr(inner.config, "logits_scaling", None) or 1.0
+    flat = flat if scale == 1.0 else flat * scale
+    flat = cap * (flat / cap).tanh() if cap else flat
+    shaped: Tensor = flat.reshape(*hidden.shape[:-1], -1)
+    return shaped
+
+
+def _bare(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class Head:
@@ -144,21 +162,16 @@ class Head:
     """
 
     def __init__(self, model: Any) -> None:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        head, config = inner.get_output_embeddings(), inner.config
+        self.model, head = model, _bare(model).get_output_embeddings()
         bias = getattr(head, "bias", None)
         self.weight = head.weight.detach().float()
         self.bias = None if bias is None else bias.detach().float()
-        # Gemma squashes its logits, Cohere and Granite scale them.
-        self.cap = getattr(config, "final_logit_softcapping", None)
-        self.scale = getattr(config, "logit_scale", None) or 1.0
-        self.scale /= getattr(config, "logits_scaling", None) or 1.0
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits in float32, shape (..., vocabulary), of final hidden states (..., width)."""
+        """Log-probabilities (..., vocabulary) of final hidden states (..., width)."""
         import torch
 
-        logits = torch.nn.functional.linear(hidden.float(), self.weight, self.bias) * self.scale
-        if self.cap:
-            logits = self.cap * torch.tanh(logits / self.cap)
-        return logits.log_softmax(-1)
+        def product(rows: Tensor) -> Tensor:
+            return torch.nn.functional.linear(rows, self.weight, self.bias)
+
+        return logits(self.model, hidden.float(), product).log_softmax(-1)

@@ -20,7 +20,7 @@ import numpy as np
 
 from ethalign import models, records
 from ethalign.config import Model, Run, Tuning, UserError
-from ethalign.scoring import left_pad
+from ethalign.scoring import backbone, left_pad, logits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +110,6 @@ class _Training:
     """What an update changes and a checkpoint holds, from start or checkpoint to the adapter."""
 
     def __init__(self, loaded: models.Loaded, settings: Tuning, out: Path, updates: int) -> None:
-        from accelerate import Accelerator
         from transformers import get_scheduler
 
         self.loaded, self.settings, self.out, self.updates = loaded, settings, out, updates
@@ -122,8 +121,6 @@ class _Training:
         warm = math.ceil(settings.warmup * updates) if settings.schedule != "constant" else None
         self.schedule = get_scheduler(settings.schedule, self.optimizer, warm, updates)
         self.done = self.restore() if self.checkpoint.is_dir() else 0
-        self.accelerator = Accelerator()
-        self.model, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
 
     def run(self, steps: Iterator[tuple[int, list[list[Encoded]]]]) -> int:
         """Do what is left (epoch, forward passes of encoded rows), save; the tokens of all."""
@@ -138,32 +135,29 @@ class _Training:
             pending.append({"step": step, "epoch": epoch, **self.update(step, micro)})
             tokens += pending[-1]["tokens"]
             due = step % self.settings.checkpoint_every == 0 or step == self.updates
-            if due and self.accelerator.is_main_process:
+            if due:
                 records.append_rows(log, pending)
                 pending = []
                 self.save(step)
-        if self.accelerator.is_main_process:
-            with _replacing(self.out / "adapter") as path:
-                self.accelerator.unwrap_model(self.model).save_pretrained(path)
-            shutil.rmtree(self.checkpoint, ignore_errors=True)
+        with _replacing(self.out / "adapter") as path:
+            self.model.save_pretrained(path)
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
         return int(tokens)
 
     def update(self, step: int, micro: list[list[Encoded]]) -> dict[str, Any]:
         """One optimiser step over its forward passes; the loss before the step, and facts."""
         import torch
 
-        clock, whole, loaded = time.perf_counter(), self.accelerator, self.loaded
+        clock, loaded = time.perf_counter(), self.loaded
         # Half-precision weights are used as they are; the adapters, in float32, are cast to them.
         half = {"dtype": getattr(torch, loaded.dtype), "enabled": loaded.dtype != "float32"}
-        share = micro[whole.process_index :: whole.num_processes]
-        weight = sum(row.weight * _targets(row) for batch in share for row in batch)
+        weight = sum(row.weight * _targets(row) for batch in micro for row in batch)
         total = 0.0
-        for batch in share:
-            wait = contextlib.nullcontext() if batch is share[-1] else whole.no_sync(self.model)
-            with wait, torch.autocast(loaded.device, **half):
+        for batch in micro:
+            with torch.autocast(loaded.device, **half):
                 loss = batch_loss(self.model, batch, loaded.tokenizer.pad_token_id, loaded.device)
                 loss = loss / weight
-            whole.backward(loss)
+            loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self.trained, self.settings.max_grad_norm)
         self.optimizer.step()
@@ -182,7 +176,7 @@ class _Training:
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        adapter = get_peft_model_state_dict(self.accelerator.unwrap_model(self.model))
+        adapter = get_peft_model_state_dict(self.model)
         tensors = {f"adapter/{name}": value.contiguous() for name, value in adapter.items()}
         for number, values in self.optimizer.state_dict()["state"].items():
             for name, value in values.items():
@@ -326,21 +320,19 @@ def _targets(row: Encoded) -> int:
 def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> Tensor:
     """Weighted sum of the negative log-likelihood of all target tokens (natural log).
 
-    Rows are padded on the left, so that the targets stand at the end of every row and logits
-    are needed for that end only.
+    Only the hidden states that predict a target meet the vocabulary, as one matrix (targets,
+    width): logits of all positions would be the largest array of all, and a slice of them has
+    the head's weights copied for every row.
     """
     import torch
 
-    ids, mask, position = left_pad([row.ids for row in rows], pad, device)
-    targets = left_pad([[IGNORED, *row.labels[1:]] for row in rows], IGNORED, "cpu").ids
-    labels = targets[:, int((targets != IGNORED).any(0).nonzero()[0]) :].to(device)
-    fed = {"input_ids": ids, "attention_mask": mask, "position_ids": position}
-    output = model(**fed, logits_to_keep=labels.shape[1] + 1, use_cache=False)
+    asked = left_pad([row.ids for row in rows], pad, device)
+    labels = left_pad([[IGNORED, *row.labels[1:]] for row in rows], IGNORED, "cpu").ids
+    labels = labels[:, 1:].to(device)
     counted = labels != IGNORED
-    # Only counted positions are widened: the vocabulary makes this the largest array of all.
-    nll = torch.nn.functional.cross_entropy(
-        output.logits[:, :-1][counted].float(), labels[counted], reduction="none"
-    )
+    hidden, _ = backbone(model, *asked, use_cache=False)
+    scores = logits(model, hidden[:, :-1][counted]).float()
+    nll = torch.nn.functional.cross_entropy(scores, labels[counted], reduction="none")
     weights = torch.tensor([row.weight for row in rows], device=device)
     return (nll * weights[counted.nonzero()[:, 0]]).sum()
 

@@ -1,6 +1,9 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from ethalign import scoring
 from ethalign.models import Loaded
@@ -46,3 +49,29 @@ def test_an_empty_choice_is_refused_and_no_prompts_are_no_rows(tiny: Loaded) -> 
 
 def test_choice_lengths_count_tokens(tiny: Loaded) -> None:
     assert scoring.choice_lengths(tiny.tokenizer, ["a", "abc"]).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("family", "special"),
+    [
+        ("Llama", {}),
+        ("Gemma2", {"final_logit_softcapping": 5.0, "head_dim": 8}),
+        ("Cohere", {"logit_scale": 0.25}),
+        ("Granite", {"logits_scaling": 4.0}),
+    ],
+)
+def test_logits_of_hidden_states_are_those_of_the_model(
+    family: str, special: dict[str, Any]
+) -> None:
+    shape = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": 0}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{family}Config")(**shape, **heads, **special)
+    model = transformers.AutoModelForCausalLM.from_config(made).eval()
+    asked = scoring.left_pad([[5, 6, 7, 8], [9, 10]], 0, "cpu")
+    with torch.no_grad():
+        wanted = model(asked.ids, asked.mask, asked.position).logits[:, -2:]
+        hidden, _ = scoring.backbone(model, *asked)
+        assert torch.allclose(scoring.logits(model, hidden[:, -2:]), wanted, atol=1e-5)
+        found = scoring.Head(model)(hidden[:, -2:])
+    assert torch.allclose(found, wanted.log_softmax(-1), atol=1e-5)
