@@ -1,19 +1,193 @@
-"""The claims of a paper, each tested item by item, with a verdict in a word.
+"""The claims of the papers, written down before the runs, each with a test and a verdict.
 
-Which claims a paper makes, and what its score is, belongs to the studies.
+``configs/<study>/claims.yaml`` says what is compared with what, in which family and in which
+direction; a study's ``contrast`` turns one entry into numbers by item. Everything else is the
+same for all studies: the interval over items and seeds, the correction within a family, the word.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
+import pydantic
+from numpy.typing import NDArray
 
-from ethalign import metrics
+from ethalign import config, metrics, results, study
+
+# Enough for p-values that can survive a correction for some twenty comparisons.
+DRAWS = 5000
+TOLD = ("id", "claim", "family", "source", "first", "second", "dataset", "stratum", "estimand")
+FOUND = ("difference", "low", "high", "p", "holm", "n", "seeds", "detectable", "verdict")
+COLUMNS = [*TOLD, "unit", "run", "model", *FOUND]
+
+
+class Claim(pydantic.BaseModel, extra="forbid", frozen=True):
+    """One entry of a ``claims.yaml``; ``estimand`` is a word that the study's contrast knows."""
+
+    id: str = pydantic.Field(pattern=r"^[a-z0-9-]+$")
+    claim: str
+    source: Literal["abstract", "paper", "companion"]
+    family: str = "primary"
+    estimand: str
+    dataset: str
+    stratum: str = "all"
+    first: str
+    second: str
+    #: What the claim says of ``first`` minus ``second``: that it is greater or less than 0, less
+    #: than ``margin`` away from it, or (noninferior) greater than -``margin``.
+    direction: Literal["greater", "less", "equivalent", "noninferior"]
+    margin: float = pydantic.Field(default=0.0, ge=0)
+    unit: str = "share"
+
+    @pydantic.model_validator(mode="after")
+    def _margin(self) -> Claim:
+        if (self.margin > 0) != (self.direction in ("equivalent", "noninferior")):
+            raise ValueError("a margin belongs to equivalent and noninferior, and to these alone")
+        return self
+
+
+class Contrast(NamedTuple):
+    """A claim in numbers, for one model and seed.
+
+    ``statistic`` of the arrays is first minus second; the arrays share their first axis, the
+    items; ``groups`` (items,) says which are near-copies of each other and resampled together.
+    """
+
+    statistic: Callable[..., Any]
+    arrays: tuple[NDArray[Any], ...]
+    groups: NDArray[Any] | None = None
+
+
+def load(name: str) -> list[Claim]:
+    """The claims of a study, in the order of its file.
+
+    Raises:
+        UserError: an entry that is incomplete or unknown, or an id that stands there twice.
+    """
+    path = config.ROOT / "configs" / name / "claims.yaml"
+    found = []
+    for entry in config.read_yaml(path)["claims"] if path.is_file() else []:
+        try:
+            found.append(Claim.model_validate(entry))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "entry"
+            raise config.UserError(
+                f"{path}, {entry.get('id', 'an entry without id')}: {where}: {first['msg']}."
+            ) from None
+    ids = [claim.id for claim in found]
+    if twice := [i for i in ids if ids.count(i) > 1]:
+        raise config.UserError(f"{path}: {twice[0]} must be the id of one claim only.")
+    return found
+
+
+def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
+    """Every claim of a study, tested on every model of every run.
+
+    Args:
+        name: of the study.
+        homes: folders ``<runs>/<study>/<scale>`` by the name of the run. One that holds no runs
+            is left out, but for the last: its claims are told as not run.
+
+    Returns:
+        A row per claim, run and model with ``COLUMNS``: difference with its 95 % interval over
+        items and seeds (``metrics.crossed``), p and Holm's correction of it within family, run
+        and model, ``detectable`` (the difference that 80 % of such tests would have found) and
+        ``verdict``: ``supported``, ``contradicted``, ``inconclusive`` (neither at a corrected
+        5 %) or ``not run``.
+    """
+    owner, rows = study.find(name), []
+    for place, (run, home) in enumerate(homes.items()):
+        tables = _parts(owner, home)
+        if not tables and place == len(homes) - 1:
+            tables = {"": {}}
+        rows += [
+            {**{key: getattr(claim, key) for key in (*TOLD, "unit")}, "run": run, "model": model}
+            | _tested(owner, claim, seeds)
+            for model, seeds in tables.items()
+            for claim in load(name)
+        ]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "side"])
+    p = table["p"].astype(float)
+    table["holm"] = p.groupby([table[k] for k in ("family", "run", "model")]).transform(
+        lambda part: metrics.holm(part.to_numpy())
+    )
+    sure = (table["holm"] < 0.05).map({True: 1, False: 0}) * table["side"]
+    words = {1: "supported", -1: "contradicted", 0: "inconclusive"}
+    table["verdict"] = sure.map(words).where(table["n"] > 0, "not run")
+    return table[COLUMNS]
+
+
+def _parts(owner: study.Study, home: Path) -> dict[str, dict[int, dict[str, pd.DataFrame]]]:
+    """Predictions by model, seed and variant.
+
+    What has a model of its own (baselines, encoders) stands beside every language model.
+    """
+    own = {stage.variant for stage in owner.stages if stage.variant}
+    found: dict[str, dict[int, dict[str, pd.DataFrame]]] = {}
+    beside: dict[int, dict[str, pd.DataFrame]] = {}
+    for seed in sorted({int(path.parent.name) for path in home.glob("*/*/*/predictions.jsonl")}):
+        for model, variants in results.predictions(home, seed).items():
+            for variant, table in variants.items():
+                if variant in own:
+                    beside.setdefault(seed, {})[variant] = table
+                else:
+                    found.setdefault(model, {}).setdefault(seed, {})[variant] = table
+    return {
+        model: {seed: {**beside.get(seed, {}), **own} for seed, own in seeds.items()}
+        for model, seeds in (found or {"": beside} if beside else found).items()
+    }
+
+
+def _tested(
+    owner: study.Study, claim: Claim, seeds: Mapping[int, Mapping[str, pd.DataFrame]]
+) -> dict[str, Any]:
+    contrasts = [owner.claims(claim, parts) for parts in seeds.values()] if owner.claims else []
+    made = [c for c in contrasts if c is not None and len(c.arrays[0])]
+    # Seeds are averaged over the same items; a seed that was run on others stands aside.
+    made = [c for c in made if len(c.arrays[0]) == len(made[0].arrays[0])]
+    if not made:
+        nothing = dict.fromkeys(("difference", "low", "high", "p", "detectable"), math.nan)
+        return {**nothing, "n": 0, "seeds": 0, "side": 0}
+    first = made[0]
+    found = metrics.crossed(
+        first.statistic, [c.arrays for c in made], first.groups, seed=0, draws=DRAWS
+    )
+    p, side = decide(claim, found.draws)
+    estimate = {"difference": found.value, "low": found.low, "high": found.high, "p": p}
+    more = {"detectable": found.detectable, "n": len(first.arrays[0]), "seeds": len(made)}
+    return {**estimate, **more, "side": side}
+
+
+def decide(claim: Claim, draws: NDArray[np.float64]) -> tuple[float, int]:
+    """Two-sided p of resampled differences, and whether they lean for (1) or against (-1) a claim.
+
+    The p-value is twice the share of draws beyond the border of what the claim says: 0, or the
+    margin; for ``equivalent`` of the worse of both sides (two one-sided tests, Schuirmann 1987).
+    It is never less than two draws would give, and NaN without draws.
+    """
+    if not len(draws):
+        return math.nan, 0
+    border = -claim.margin if claim.direction == "noninferior" else 0.0
+    share = functools.partial(np.mean, dtype=float)
+    if claim.direction == "equivalent":
+        outside = share(draws <= -claim.margin), share(draws >= claim.margin)
+        inside = share(draws >= -claim.margin), share(draws <= claim.margin)
+        against_it, for_it = max(outside), min(inside)
+    else:
+        sign = -1.0 if claim.direction == "less" else 1.0
+        against_it, for_it = share(sign * draws <= border), share(sign * draws >= border)
+    p = min(1.0, 2 * max(float(min(against_it, for_it)), 1 / len(draws)))
+    return p, 1 if against_it < for_it else -1
+
 
 VERDICTS = "claim data stratum difference low high p holm n verdict".split()  # noqa: SIM905
-# Enough for p-values that can survive a correction for some forty comparisons.
-DRAWS = 5000
 
 
 def verdicts(rows: list[Any], better: int = 1) -> pd.DataFrame:

@@ -151,6 +151,69 @@ def _resampled(
     return np.asarray(found.bootstrap_distribution)
 
 
+class Crossed(NamedTuple):
+    """A statistic over several seeds; ``draws`` are its resampled values.
+
+    ``detectable`` is the true value that a test at 5 % would have found in 80 % of such samples.
+    """
+
+    value: float
+    low: float
+    high: float
+    detectable: float
+    draws: NDArray[np.float64]
+
+
+def crossed(
+    statistic: Statistic,
+    seeds: Sequence[Sequence[NDArray[Any]]],
+    groups: NDArray[Any] | None = None,
+    *,
+    seed: int,
+    draws: int = 1000,
+) -> Crossed:
+    """The mean over training seeds of a statistic of items, with a percentile interval over both.
+
+    Items and seeds are resampled independently of each other, since every seed answers the same
+    items; of S seeds S - 1 are drawn, which makes the variance of their mean unbiased (Rao and Wu
+    1988). With one seed the interval holds items only.
+
+    Args:
+        statistic: function of the arrays of one seed, to one number; samples in which it is NaN
+            do not count.
+        seeds: per seed the arrays, all of the same first axis (n items).
+        groups: (n,) labels of items that are resampled together, such as near-copies.
+        seed, draws: of the resampling.
+
+    Returns:
+        NaN and no draws without items. Where no sample differs from another, the interval is, for
+        arrays of booleans, what n groups without an exception allow (97.5 % one-sided), else NaN.
+    """
+    n = len(seeds[0][0])
+    if not n:
+        return Crossed(math.nan, math.nan, math.nan, math.nan, np.array([]))
+    codes = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    rng, found = np.random.default_rng(seed), np.empty(draws)
+    value = float(np.mean([statistic(*arrays) for arrays in seeds]))
+    for place in range(draws):
+        drawn = rng.integers(len(members), size=len(members))
+        picks = drawn if groups is None else np.concatenate([members[k] for k in drawn])
+        chosen = rng.integers(len(seeds), size=max(1, len(seeds) - 1))
+        found[place] = np.mean([statistic(*(a[picks] for a in seeds[s])) for s in chosen])
+    found = found[~np.isnan(found)]
+    if math.isnan(value) or not len(found):
+        return Crossed(value, math.nan, math.nan, math.nan, np.array([]))
+    low, high = np.quantile(found, TAILS)
+    if low == high == value:
+        whole = all(a.dtype == bool for arrays in seeds for a in arrays)
+        reach = 1 - TAILS[0] ** (1 / len(members)) if whole else math.nan
+        low, high = np.clip([value - reach, value + reach], -1, 1)
+        return Crossed(value, float(low), float(high), reach, found)
+    power = scipy.stats.norm.ppf(TAILS[1]) + scipy.stats.norm.ppf(0.8)
+    return Crossed(value, float(low), float(high), float(power * found.std()), found)
+
+
 def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> Paired:
     """Difference of two accuracies on the same items, with McNemar's exact test.
 

@@ -89,8 +89,9 @@ class Study(NamedTuple):
     main: str = ""
     #: Fields of records that hold words of a data set or a model; never published.
     texts: tuple[str, ...] = ()
-    #: The paper's claims tested on homes of runs by name and a seed (``claims.VERDICTS``).
-    claims: Callable[[Mapping[str, Path], int], pd.DataFrame] | None = None
+    #: A claim of ``claims.yaml`` in numbers, from one model's predictions by variant, as a
+    #: ``claims.Contrast``; None where a variant is missing.
+    claims: Callable[..., Any] | None = None
     #: Rows of metrics.json from the records in a run folder and those before it, with or without
     #: their texts; the same function makes and verifies them.
     measure: Callable[[Any, Path, dict[str, Path]], Rows] | None = None

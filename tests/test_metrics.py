@@ -247,3 +247,65 @@ def test_holm_orders_and_never_lowers(p: list[float]) -> None:
 def test_holms_own_example() -> None:
     assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert math.isnan(metrics.holm([math.nan, 0.02])[0])
+
+
+def share_of(x: Any) -> float:
+    return float(x.mean())
+
+
+def test_crossed_over_items_alone_is_the_bootstrap_of_a_mean() -> None:
+    x = np.random.default_rng(0).normal(0.2, 1, 400)
+    found = metrics.crossed(share_of, [(x,)], seed=1, draws=4000)
+    error = x.std() / np.sqrt(400)
+    assert found.value == pytest.approx(x.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.06)
+    assert found.detectable == pytest.approx(2.80 * error, rel=0.06)
+
+
+def test_crossed_adds_the_spread_of_seeds_without_bias() -> None:
+    """Seeds that differ by a constant: their variance of the mean is s^2 / S, by hand."""
+    x = np.random.default_rng(0).normal(0, 0.01, 400)
+    shifts = (0.0, 0.1, 0.5)
+    found = metrics.crossed(share_of, [(x + k,) for k in shifts], seed=1, draws=6000)
+    expected = np.var(shifts, ddof=1) / 3
+    assert found.draws.var() == pytest.approx(expected, rel=0.05)
+    same = metrics.crossed(share_of, [(x,)] * 3, seed=1, draws=2000)
+    assert same.draws.std() == pytest.approx(x.std() / 20, rel=0.1)
+
+
+def test_items_of_one_group_are_no_further_evidence() -> None:
+    once = np.random.default_rng(0).normal(0.1, 1, 60)
+    ten, groups = np.repeat(once, 10), np.repeat(np.arange(60), 10)
+    alone = metrics.crossed(share_of, [(once,)], seed=1, draws=4000)
+    blind = metrics.crossed(share_of, [(ten,)], seed=1, draws=4000)
+    aware = metrics.crossed(share_of, [(ten,)], groups, seed=1, draws=4000)
+    assert aware.draws.std() == pytest.approx(alone.draws.std(), rel=0.05)
+    assert blind.draws.std() < 0.4 * aware.draws.std()
+    shuffled = np.random.default_rng(5).permutation(600)
+    again = metrics.crossed(share_of, [(ten[shuffled],)], groups[shuffled], seed=1, draws=4000)
+    assert again.draws.std() == pytest.approx(aware.draws.std(), rel=0.05)
+
+
+def test_no_difference_anywhere_is_not_an_interval_of_no_width() -> None:
+    same = np.ones(30, bool)
+    found = metrics.crossed(lambda a, b: a.mean() - b.mean(), [(same, same)], seed=0, draws=50)
+    # Of 30 items without an exception the true share of exceptions is below this (97.5 %).
+    assert found.high == pytest.approx(1 - 0.025 ** (1 / 30))
+    assert found.low == -found.high
+    flat = metrics.crossed(share_of, [(np.full(9, 0.5),)], seed=0, draws=50)
+    assert flat.value == 0.5
+    assert math.isnan(flat.low)
+
+
+def test_crossed_of_nothing_and_of_nan() -> None:
+    nothing = metrics.crossed(share_of, [(np.array([]),)], seed=0)
+    assert math.isnan(nothing.value)
+    assert not len(nothing.draws)
+    never = metrics.crossed(lambda x: math.nan, [(np.arange(4.0),)], seed=0, draws=20)
+    assert math.isnan(never.low)
+    assert not len(never.draws)
+    rare = metrics.crossed(
+        lambda x: x.mean() if x.max() == 3 else math.nan, [(np.arange(4.0),)], seed=0, draws=200
+    )
+    assert 0 < len(rare.draws) < 200
+    assert rare.low <= rare.value <= rare.high

@@ -1,0 +1,152 @@
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ethalign import claims, config, records, study
+from ethalign.config import UserError
+
+ENTRY = {
+    "id": "b-beats-a",
+    "claim": "B answers better than A.",
+    "source": "abstract",
+    "estimand": "accuracy",
+    "dataset": "quiz",
+    "first": "B",
+    "second": "A",
+    "direction": "greater",
+}
+
+
+def told(**changes: Any) -> claims.Claim:
+    return claims.Claim.model_validate({**ENTRY, **changes})
+
+
+def contrast(claim: claims.Claim, parts: Mapping[str, pd.DataFrame]) -> claims.Contrast | None:
+    if not {claim.first, claim.second} <= {*parts}:
+        return None
+    right = tuple(parts[v]["right"].to_numpy(bool) for v in (claim.first, claim.second))
+    return claims.Contrast(lambda a, b: a.mean() - b.mean(), right)
+
+
+@pytest.fixture
+def assess(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Claims of a study of this test, on rows that it writes."""
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    owner = study.Study("toy", "", config.Run, (study.Stage("own", variant="beside"),))
+    monkeypatch.setattr(study, "find", lambda name: owner._replace(claims=contrast))
+
+    def assessed(
+        entries: list[dict[str, Any]], rows: dict[str, list[int]], *more: Path
+    ) -> pd.DataFrame:
+        path = tmp_path / "configs" / "toy" / "claims.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({"claims": [{**ENTRY, **e} for e in entries]}))
+        for place, right in rows.items():
+            file = tmp_path / "home" / place / "predictions.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            records.write(file, pd.DataFrame({"id": range(len(right)), "right": right}))
+        return claims.assess("toy", {"mine": tmp_path / "home"})
+
+    return assessed
+
+
+def test_a_verdict_says_whether_the_claim_stands(assess: Any) -> None:
+    low, high = [1] * 20 + [0] * 80, [1] * 70 + [0] * 30
+    rows = {"m/A/0": low, "m/B/0": high, "m/C/0": [1] * 23 + [0] * 77}
+    entries = [
+        {},
+        {"id": "a-beats-b", "first": "A", "second": "B"},
+        {"id": "less", "first": "A", "second": "B", "direction": "less"},
+        {"id": "a-little", "first": "C"},
+        {"id": "never-run", "first": "D"},
+    ]
+    found = assess(entries, rows).set_index("id")
+    assert found["verdict"].to_dict() == {
+        "b-beats-a": "supported",
+        "a-beats-b": "contradicted",
+        "less": "supported",
+        "a-little": "inconclusive",
+        "never-run": "not run",
+    }
+    assert found.loc["b-beats-a", "difference"] == pytest.approx(0.5)
+    # Three in a hundred could not have been found; the table says what could.
+    assert 0.03 < found.loc["a-little", "detectable"] < 0.15
+    assert found.loc["never-run", "n"] == 0
+    assert math.isnan(found.loc["never-run", "p"])
+
+
+def test_the_correction_stays_within_a_family_and_a_model(assess: Any) -> None:
+    weak = [1] * 60 + [0] * 40, [1] * 52 + [0] * 48
+    rows = {"m/A/0": weak[1], "m/B/0": weak[0], "n/A/0": weak[1], "n/B/0": weak[0]}
+    alone = assess([{}], rows)
+    assert (alone["holm"] == alone["p"]).all()
+    with_others = assess([{}, {"id": "other", "family": "controls"}], rows)
+    assert (with_others["holm"] == with_others["p"]).all()
+    same = assess([{}, {"id": "other"}], rows)
+    assert (same["holm"] == np.minimum(1, 2 * same["p"])).all()
+
+
+def test_seeds_are_taken_together_and_what_has_a_model_of_its_own_stands_beside(
+    assess: Any,
+) -> None:
+    a, b = [0, 0, 1, 1] * 10, [1, 1, 1, 0] * 10
+    found = assess(
+        [{}, {"id": "beside", "second": "beside"}],
+        {"m/A/0": a, "m/B/0": b, "m/A/1": a, "m/B/1": a, "other/beside/0": a},
+    ).set_index("id")
+    assert found.loc["b-beats-a", ["seeds", "n"]].tolist() == [2, 40]
+    assert found.loc["b-beats-a", "difference"] == pytest.approx(0.125)
+    assert found.loc["beside", "seeds"] == 1
+    assert list(found["model"]) == ["m", "m"]
+
+
+def test_without_any_run_every_claim_is_told_as_not_run(assess: Any) -> None:
+    assert assess([{}], {})["verdict"].tolist() == ["not run"]
+
+
+@pytest.mark.parametrize(
+    ("direction", "difference", "expected"),
+    [
+        ("noninferior", 0.0, 1),
+        ("noninferior", -0.2, -1),
+        ("equivalent", 0.0, 1),
+        ("equivalent", 0.2, -1),
+        ("equivalent", -0.2, -1),
+        ("greater", -0.2, -1),
+        ("less", -0.2, 1),
+    ],
+)
+def test_margins(direction: str, difference: float, expected: int) -> None:
+    margin = 0.1 if direction in ("noninferior", "equivalent") else 0.0
+    draws = np.random.default_rng(0).normal(difference, 0.02, 4000)
+    p, side = claims.decide(told(direction=direction, margin=margin), draws)
+    assert side == expected
+    assert p < 0.01
+    wide = np.random.default_rng(0).normal(difference, 1, 4000)
+    assert claims.decide(told(direction=direction, margin=margin), wide)[0] > 0.3
+
+
+def test_equivalence_is_two_one_sided_tests() -> None:
+    draws = np.random.default_rng(0).normal(0.06, 0.02, 20000)
+    p, side = claims.decide(told(direction="equivalent", margin=0.1), draws)
+    assert side == 1
+    assert p == pytest.approx(2 * np.mean(draws >= 0.1))
+
+
+def test_what_is_wrong_in_a_file_of_claims_is_said(assess: Any) -> None:
+    for change, message in (
+        ({"direction": "better"}, "b-beats-a: direction"),
+        ({"direction": "equivalent"}, "a margin belongs"),
+        ({"margin": 0.1}, "a margin belongs"),
+        ({"estimate": "x"}, "estimate"),
+    ):
+        with pytest.raises(UserError, match=message):
+            assess([change], {})
+    with pytest.raises(UserError, match="b-beats-a must be the id of one claim"):
+        assess([{}, {}], {})
