@@ -1,3 +1,5 @@
+import importlib
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from docutils.core import publish_doctree
+from docutils.parsers.rst import roles
 
 from ethalign import claims, config, records, study
 from ethalign.config import UserError
@@ -150,3 +154,31 @@ def test_what_is_wrong_in_a_file_of_claims_is_said(assess: Any) -> None:
             assess([change], {})
     with pytest.raises(UserError, match="b-beats-a must be the id of one claim"):
         assess([{}, {}], {})
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the book makes of a sentence, and what it complains of."""
+    monkeypatch.syspath_prepend(str(config.ROOT / "book" / "_ext"))
+    verdicts = importlib.import_module("verdicts")
+    known = {("lr-beats-l", ""): "inconclusive", ("lr-beats-l", "large"): "supported"}
+    monkeypatch.setattr(verdicts, "verdicts", lambda study: known)
+    roles.register_local_role("verdict", verdicts.Verdict())
+
+    def built(text: str) -> tuple[str, str]:
+        warnings = io.StringIO()
+        page = publish_doctree(
+            f"So: :verdict:`{text}`", settings_overrides={"warning_stream": warnings}
+        )
+        return page.astext(), warnings.getvalue()
+
+    return built
+
+
+def test_a_sentence_may_repeat_only_the_verdict_of_todays_records(build: Any) -> None:
+    assert build("reasons/lr-beats-l: inconclusive") == ("So: inconclusive", "")
+    assert build("reasons/lr-beats-l@large: supported") == ("So: supported", "")
+    assert "is inconclusive, not supported" in build("reasons/lr-beats-l: supported")[1]
+    assert "is unknown, not supported" in build("reasons/l-beats-lr: supported")[1]
+    for odd in ("lr-beats-l", "nostudy/lr-beats-l: supported"):
+        assert "not of the form study/claim: verdict" in build(odd)[1]
