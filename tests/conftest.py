@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from ethalign import config, models, study
 from ethalign.config import ROOT
@@ -51,10 +52,15 @@ def command(
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every study has run."""
-    folder = tmp_path_factory.mktemp("runs")
-    for name in config.studies():
-        done = command("run", name, "--scale", "smoke", "--runs", folder)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{len(study.plan(name, (), 'smoke'))} notebooks executed" in done.stdout
+    """A folder in which every study has run; parallel workers share it, and none alters it."""
+    # The temporary folder of a worker lies in that of all; without workers it is the one of all.
+    home = tmp_path_factory.getbasetemp()
+    home = home.parent if os.environ.get("PYTEST_XDIST_WORKER") else home
+    folder, done = home / "shared-runs", home / "shared-runs.done"
+    with FileLock(home / "shared-runs.lock"):
+        for name in [] if done.exists() else config.studies():
+            ran = command("run", name, "--scale", "smoke", "--runs", folder)
+            assert ran.returncode == 0, ran.stdout + ran.stderr
+            assert f"{len(study.plan(name, (), 'smoke'))} notebooks executed" in ran.stdout
+        done.touch()
     return folder
