@@ -214,6 +214,24 @@ def crossed(
     return Crossed(value, float(low), float(high), float(power * found.std()), found)
 
 
+def over_seeds(values: ArrayLike, lows: ArrayLike, highs: ArrayLike) -> tuple[float, float, float]:
+    """Mean over training seeds of a value whose interval holds items only; with its interval.
+
+    All seeds answer the same items, so their mean keeps the items' error (the root mean square
+    of the half-widths), to which the error of the mean over seeds is added in squares: Student's
+    t with S - 1 degrees of freedom times s / sqrt(S). One seed stays as it is.
+
+    Args:
+        values, lows, highs: (S,), one entry a seed; NaN in one makes the result NaN.
+    """
+    v, low, high = (np.asarray(x, dtype=float) for x in (values, lows, highs))
+    if len(v) == 1:
+        return float(v[0]), float(low[0]), float(high[0])
+    seeds = scipy.stats.t.ppf(TAILS[1], len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
+    down, up = (math.hypot(seeds, math.sqrt(np.mean(x**2))) for x in (v - low, high - v))
+    return float(v.mean()), float(v.mean() - down), float(v.mean() + up)
+
+
 def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> Paired:
     """Difference of two accuracies on the same items, with McNemar's exact test.
 

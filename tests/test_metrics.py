@@ -309,3 +309,26 @@ def test_crossed_of_nothing_and_of_nan() -> None:
     )
     assert 0 < len(rare.draws) < 200
     assert rare.low <= rare.value <= rare.high
+
+
+def test_over_seeds_adds_the_error_of_seeds_to_that_of_items() -> None:
+    assert metrics.over_seeds([0.5], [0.4], [0.7]) == (0.5, 0.4, 0.7)
+    same = metrics.over_seeds([0.5] * 3, [0.4] * 3, [0.7] * 3)
+    assert same == pytest.approx((0.5, 0.4, 0.7))  # the same items: no narrower
+    # By hand: mean 0.6, s = 0.1, t(2) = 4.3027, so 0.2484 for seeds and 0.1 for items.
+    value, low, high = metrics.over_seeds([0.5, 0.6, 0.7], [0.4, 0.5, 0.6], [0.6, 0.7, 0.8])
+    assert value == pytest.approx(0.6)
+    assert high - 0.6 == pytest.approx(math.hypot(0.24841, 0.1), abs=1e-4)
+    assert high - 0.6 == pytest.approx(0.6 - low)
+    assert all(math.isnan(x) for x in metrics.over_seeds([0.5, math.nan], [0, 0], [1, 1]))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_over_seeds_covers_the_truth(seeds: int) -> None:
+    """Simulated: true 0, error of items 0.5 common to all seeds, spread of seeds 1."""
+    rng, inside = np.random.default_rng(seeds), 0
+    for _ in range(2000):
+        v = rng.normal(0, 0.5) + rng.normal(0, 1, seeds)
+        _, low, high = metrics.over_seeds(v, v - 1.96 * 0.5, v + 1.96 * 0.5)
+        inside += low <= 0 <= high
+    assert 0.93 < inside / 2000 < 0.995
