@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: book lab test check fetch clean
+.PHONY: book lab test check fetch slurm clean
 
 book: $(READY)
 	$(BIN)/ethalign book
@@ -21,6 +21,10 @@ check: $(READY)
 
 fetch: $(READY)
 	$(BIN)/ethalign fetch
+
+slurm: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cluster]"
+	VENV=$(VENV) tests/slurm.sh
 
 # torch first: on Linux a range would bring gigabytes of CUDA to machines without a GPU.
 $(READY): pyproject.toml constraints.txt

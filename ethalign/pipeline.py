@@ -218,7 +218,7 @@ def rule(job: Job) -> dict[str, Any]:
         "output": str(job.page),
         "depends": page_hash(job),
         "alone": job.stage.alone,
-        "gpu": int("model.id" in job.stage.models),
+        "gpu": int("model.id" in job.stage.models and job.run.model.device != "cpu"),
         "call": shlex.join(call),
     }
 
