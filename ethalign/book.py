@@ -33,6 +33,7 @@ def build(jobs: Sequence[Job]) -> Path:
     records.write(GENERATED / "api.md", api_pages())
     for name in config.studies():
         records.write(GENERATED / f"{name}-reported.md", tables.reported(name))
+        records.write(GENERATED / f"{name}-claims.md", tables.verdicts(name))
     html = ROOT / "_build" / "html"
     stamp, state = ROOT / "_build" / "inputs.txt", _inputs()
     page = html / "index.html"

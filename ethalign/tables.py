@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from ethalign import claims as tests
 from ethalign import metrics, results, study
 
 # More columns than this do not fit a page.
@@ -127,3 +128,47 @@ def side_by_side(
 
 def _cell(row: dict[Any, Any]) -> str:
     return metrics.with_interval(*(row[key] for key in ("value", "low", "high", "unit")))
+
+
+def claims(table: pd.DataFrame, family: str | None = None) -> pd.DataFrame:
+    """Claims as a page shows them, a row per claim, run and model; see ``claims.assess``.
+
+    Args:
+        table: rows of ``claims.assess``.
+        family: only this one.
+    """
+    rows = table if family is None else table[table["family"] == family]
+    cells = ["difference", "low", "high", "unit"]
+    plain = {
+        "claim": rows["claim"],
+        "compared": rows["first"] + " − " + rows["second"],  # noqa: RUF001
+        "data": rows["dataset"] + rows["stratum"].map(lambda s: "" if s == "all" else f", {s}"),
+        "measure": rows["estimand"].str.replace("_", " "),
+        "model": rows["model"],
+        "run": rows["run"],
+        "difference": [metrics.with_interval(*v) for v in rows[cells].to_numpy().tolist()],
+        "p, corrected": rows["holm"].map(lambda p: "" if p != p else f"{p:.3f}"),
+        "items": rows["n"].map("{:,}".format).where(rows["n"] > 0, ""),
+        "seeds": rows["seeds"].map(str).where(rows["n"] > 0, ""),
+        "detectable": [
+            "" if d != d else metrics.shown(d, unit)
+            for d, unit in zip(rows["detectable"].astype(float), rows["unit"], strict=True)
+        ],
+        "verdict": rows["verdict"],
+    }
+    shown = pd.DataFrame(plain)
+    # A column that says the same in every row says nothing.
+    same = [key for key in ("model", "run") if shown[key].nunique() < 2]
+    return shown.drop(columns=same).reset_index(drop=True)
+
+
+def verdicts(name: str, scale: str = "small") -> str:
+    """The verdicts on the committed reference runs in Markdown, a table for each family."""
+    table = tests.assess(name, {"reference": results.RESULTS / name / scale})
+    parts = []
+    for family in table["family"].unique():
+        told = claims(table, family)
+        lines = [" | ".join(map(str, row)) for row in [[*told.columns], *told.to_numpy().tolist()]]
+        lines.insert(1, "|".join("---" for _ in told.columns))
+        parts.append(f"**{family}**\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n")
+    return "\n".join(parts)

@@ -1,6 +1,7 @@
 import importlib
 import io
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from docutils.core import publish_doctree
 from docutils.parsers.rst import roles
 
-from ethalign import claims, config, records, study
+from ethalign import claims, config, records, study, tables
 from ethalign.config import UserError
 
 ENTRY = {
@@ -182,3 +183,23 @@ def test_a_sentence_may_repeat_only_the_verdict_of_todays_records(build: Any) ->
     assert "is unknown, not supported" in build("reasons/l-beats-lr: supported")[1]
     for odd in ("lr-beats-l", "nostudy/lr-beats-l: supported"):
         assert "not of the form study/claim: verdict" in build(odd)[1]
+
+
+def test_a_page_shows_every_claim_with_its_interval_and_verdict(assess: Any) -> None:
+    rows = {"m/A/0": [1] * 20 + [0] * 80, "m/B/0": [1] * 70 + [0] * 30}
+    table = assess([{}, {"id": "never", "first": "D", "family": "controls"}], rows)
+    shown = tables.claims(table)
+    assert shown["verdict"].tolist() == ["supported", "not run"]
+    assert re.fullmatch(r"50\.0 \[\d\d\.\d, \d\d\.\d\]", shown["difference"][0])
+    assert shown.loc[1, ["difference", "items", "detectable"]].tolist() == ["", "", ""]
+    assert "model" not in shown.columns  # there is one
+    assert tables.claims(table, "controls")["verdict"].tolist() == ["not run"]
+
+
+@pytest.mark.parametrize("name", config.studies())
+def test_what_is_claimed_was_written_down(name: str) -> None:
+    told = claims.load(name)
+    if told:
+        assert {claim.source for claim in told if claim.family == "primary"} == {"abstract"}
+        known = {*config.variants(name), *study.find(name).order}
+        assert {v.split(":")[0] for c in told for v in (c.first, c.second)} - known == set()
