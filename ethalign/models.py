@@ -7,6 +7,7 @@ remote code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from filelock import FileLock
 
-from ethalign import sources
+from ethalign import records, sources
 from ethalign.config import ROOT, Model, UserError, nearest, read_yaml
 
 if TYPE_CHECKING:
@@ -29,13 +30,18 @@ if TYPE_CHECKING:
 
 
 class Packaged(NamedTuple):
-    """A model inside a PyPI wheel; ``random-tiny`` has none, it is made here."""
+    """A model inside one or more PyPI wheels; ``random-tiny`` has none, it is made here.
+
+    ``inside`` is where it begins. Of a model in several wheels, numbered by ``{part}``, it is the
+    ending of the one file in each that is a part, and ``sha256`` is that of the joined file.
+    """
 
     wheel: str
     sha256: str
     inside: str
     licence: str
     about: str
+    parts: int = 1
 
 
 PACKAGED = {n: Packaged(**facts) for n, facts in read_yaml(ROOT / "configs/models.yaml").items()}
@@ -259,29 +265,47 @@ def packaged(name: str, seed: int = 0) -> Path:
     return target
 
 
-def _wheel(spec: Packaged) -> Path:
-    """The wheel, through the user's own pip, whatever index that is set up for."""
+def _wheel(wheel: str) -> Path:
+    """A wheel, through the user's own pip, whatever index that is set up for."""
     folder = sources.cache() / "wheels"
-    pattern = f"{spec.wheel.replace('-', '_').replace('==', '-')}-*.whl"
+    pattern = f"{wheel.replace('-', '_').replace('==', '-')}-*.whl"
     if not any(folder.glob(pattern)):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--disable-pip-version-check", "--dest", str(folder), spec.wheel]
+        command += ["--disable-pip-version-check", "--dest", str(folder), wheel]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not any(folder.glob(pattern)):
             raise UserError(
-                f"the package {spec.wheel} could not be downloaded with pip; check the network"
-                f" or put its wheel into {folder}."
+                f"the package {wheel} could not be downloaded with pip; check the network or put"
+                f" its wheel into {folder}."
             )
-    found = min(folder.glob(pattern))
-    return sources.verify(found, spec.sha256, "delete it and run `ethalign fetch`")
+    return min(folder.glob(pattern))
 
 
 def _unpack(spec: Packaged, scratch: Path) -> Path:
-    """The folder of a model out of its wheel, somewhere in ``scratch``."""
-    with zipfile.ZipFile(_wheel(spec)) as wheel:
+    """The folder of a model out of its wheels, somewhere in ``scratch``."""
+    remedy = "delete it and run again"
+    if spec.parts > 1:
+        whole = scratch / "model.gguf"
+        with whole.open("wb") as file:
+            for part in records.progress(range(1, spec.parts + 1), spec.parts, "model", "part"):
+                with _opened(_wheel(spec.wheel.format(part=part))) as wheel:
+                    (inside,) = (n for n in wheel.namelist() if n.endswith(spec.inside))
+                    file.write(wheel.read(inside))
+        sources.verify(whole, spec.sha256, f"delete its wheels in {sources.cache() / 'wheels'}")
+        return _dequantise(whole, scratch / "m")
+    with _opened(sources.verify(_wheel(spec.wheel), spec.sha256, remedy)) as wheel:
         wheel.extractall(scratch, [n for n in wheel.namelist() if n.startswith(spec.inside)])
     inside = scratch / spec.inside
     return _dequantise(inside, scratch / "m") if inside.suffix == ".gguf" else inside
+
+
+@contextlib.contextmanager
+def _opened(wheel: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(wheel) as file:
+            yield file
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{wheel} is damaged ({error}); delete it and run again.") from None
 
 
 def _dequantise(gguf: Path, target: Path) -> Path:
