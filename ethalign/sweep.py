@@ -1,0 +1,149 @@
+"""Settings tried side by side: a grid in a YAML file, run by the same pipeline, one chosen.
+
+Each point of the grid is a folder of runs of its own below ``runs/sweeps/<name>/``, so that what
+has run is kept and an interrupted sweep goes on. The best point is chosen on rows that were held
+out of training, never on test rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+import pydantic
+
+from ethalign import config, pipeline, results
+from ethalign.config import ROOT, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Row(pydantic.BaseModel, extra="forbid"):
+    """Which row of metrics.json is looked at."""
+
+    dataset: str
+    stratum: str = "all"
+    metric: str
+
+
+class Choice(Row):
+    """By which row a setting is chosen; for each value of the settings ``per`` apart."""
+
+    best: Literal["highest", "lowest"]
+    per: tuple[str, ...] = ()
+
+
+class Sweep(pydantic.BaseModel, extra="forbid"):
+    """A sweep: ``grid`` are dotted keys to the values to try, ``fixed`` hold at every point."""
+
+    study: str
+    scale: str = "tiny"
+    variants: list[str] = pydantic.Field(min_length=1)
+    seeds: list[int] = [0]
+    stage: str = "evaluate"
+    grid: dict[str, list[Any]] = pydantic.Field(min_length=1)
+    fixed: dict[str, Any] = {}
+    choose: Choice
+    show: list[Row] = []
+
+
+def load(path: Path) -> Sweep:
+    """A sweep from its file.
+
+    Raises:
+        UserError: an entry that is missing, unknown or of the wrong type.
+    """
+    try:
+        return Sweep.model_validate(config.read_yaml(path))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {where}: {first['msg'].lower()}.") from None
+
+
+def points(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """Every point of the grid: the name of its folder to its settings."""
+    found = {}
+    for values in itertools.product(*sweep.grid.values()):
+        point = dict(zip(sweep.grid, values, strict=True))
+        name = "_".join(f"{key.rpartition('.')[2]}-{value}" for key, value in point.items())
+        found[re.sub(r"[^A-Za-z0-9._-]+", "-", name)] = point
+    return found
+
+
+def run(path: Path, cores: int | None = None, profile: str | None = None) -> pd.DataFrame:
+    """Run every point that has not run yet; the ``table`` of all, also written beside them."""
+    sweep, home = load(path), _home(path)
+    for name, point in points(sweep).items():
+        pipeline.run(
+            [sweep.study],
+            variants=sweep.variants,
+            scale=sweep.scale,
+            seeds=sweep.seeds,
+            overrides={**sweep.fixed, **point},
+            runs=str(home / name),
+            stage=sweep.stage,
+            cores=cores,
+            profile=profile,
+        )
+    found = table(sweep, home)
+    found.to_csv(home / "table.csv", index=False)
+    figure(sweep, found).savefig(home / "figure.svg")
+    return found
+
+
+def _home(path: Path) -> Path:
+    return ROOT / "runs" / "sweeps" / path.stem
+
+
+def table(sweep: Sweep, home: Path) -> pd.DataFrame:
+    """A row per variant and point: its settings, mean and spread over seeds, and what is chosen.
+
+    Columns: ``variant``, the keys of the grid, ``seeds``; ``held out`` and ``±`` (standard
+    deviation over seeds, null of one); a mean for each row of ``show``; ``chosen``, true for the
+    best mean of each variant (and of each value of ``per``), of equals for the first.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, point in points(sweep).items():
+        metrics = results.rows(home / name / sweep.study / sweep.scale)
+        for variant in sweep.variants:
+            mine = metrics[metrics["variant"] == variant]
+            held = _values(mine, sweep.choose)
+            shown = {f"{r.dataset} {r.stratum} {r.metric}": _values(mine, r) for r in sweep.show}
+            means = {key: values.mean() for key, values in shown.items()}
+            told = {"seeds": len(held), "held out": held.mean(), "±": held.std()}
+            rows.append({"variant": variant, **point, **told, **means})
+    found = pd.DataFrame(rows)
+    sign = 1 if sweep.choose.best == "highest" else -1
+    ranked = (sign * found["held out"]).sort_values(ascending=False, kind="stable").dropna()
+    keys = found.loc[ranked.index, ["variant", *sweep.choose.per]]
+    return found.assign(chosen=found.index.isin(keys.drop_duplicates().index))
+
+
+def _values(rows: pd.DataFrame, row: Row) -> pd.Series[float]:
+    for key, value in row.model_dump(include={"dataset", "stratum", "metric"}).items():
+        rows = rows[rows[key] == value]
+    return rows["value"].astype(float)
+
+
+def figure(sweep: Sweep, found: pd.DataFrame) -> Figure:
+    """What was held out, against the first setting of the grid; a line per variant and setting."""
+    import matplotlib.pyplot as plt
+
+    first, *others = sweep.grid
+    whole, axes = plt.subplots(figsize=(7, 4))
+    for key, part in found.groupby(["variant", *others]):
+        label = ", ".join(map(str, key))
+        axes.errorbar(
+            part[first].map(str), part["held out"], part["±"].fillna(0), marker="o", label=label
+        )
+        best = part[part["chosen"]]
+        axes.plot(best[first].map(str), best["held out"], "*", color="black", markersize=14)
+    choice = sweep.choose
+    axes.set(xlabel=first, ylabel=f"{choice.dataset}: {choice.metric.replace('_', ' ')}")
+    axes.legend()
+    return whole

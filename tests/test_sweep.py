@@ -1,0 +1,110 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ethalign import config, pipeline, records, sweep
+from ethalign.config import UserError
+
+SPEC = {
+    "study": "reasons",
+    "scale": "smoke",
+    "variants": ["L", "LR"],
+    "seeds": [0, 1],
+    "grid": {"tuning.lr": [1e-4, 5e-4], "model.id": ["random-tiny", "org/name"]},
+    "fixed": {"tuning.epochs": 1},
+    "choose": {"dataset": "held-out", "metric": "auc", "best": "highest", "per": ["model.id"]},
+    "show": [{"dataset": "dfar", "stratum": "clean", "metric": "accuracy"}],
+}
+
+
+@pytest.fixture
+def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs a sweep whose runs leave metrics that follow from their settings; and what ran."""
+    ran: list[dict[str, Any]] = []
+
+    def run(studies: list[str], **how: Any) -> int:
+        ran.append({"studies": studies, **how})
+        lr, model = how["overrides"]["tuning.lr"], how["overrides"]["model.id"]
+        home = Path(how["runs"]) / "reasons" / how["scale"] / model.replace("/", "-")
+        for variant in how["variants"]:
+            for seed in how["seeds"]:
+                # The small model learns best at the high rate, the other one at the low rate; on
+                # test rows it is the other way round.
+                good = 0.6 + 0.1 * ((lr > 2e-4) == (model == "random-tiny")) + 0.02 * seed
+                rows = [
+                    {"variant": variant, "dataset": "held-out", "stratum": "all", "metric": "auc"},
+                    {"variant": variant, "dataset": "dfar", "stratum": "clean"},
+                ]
+                values = ({"value": good}, {"metric": "accuracy", "value": 1 - good})
+                made = [{**row, **value} for row, value in zip(rows, values, strict=True)]
+                records.write(home / variant / str(seed) / "metrics.json", made)
+        return 0
+
+    monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    path = tmp_path / "rates.yaml"
+    path.write_text(yaml.safe_dump(SPEC, sort_keys=False))
+    return sweep.run(path), ran, tmp_path / "runs" / "sweeps" / "rates"
+
+
+def test_every_point_runs_in_a_folder_of_its_own(swept: Any) -> None:
+    _, ran, home = swept
+    assert [Path(call["runs"]).relative_to(home).name for call in ran] == [
+        "lr-0.0001_id-random-tiny",
+        "lr-0.0001_id-org-name",
+        "lr-0.0005_id-random-tiny",
+        "lr-0.0005_id-org-name",
+    ]
+    assert all(call["overrides"]["tuning.epochs"] == 1 for call in ran)
+    assert {(*call["seeds"], call["scale"], call["stage"]) for call in ran} == {
+        (0, 1, "smoke", "evaluate")
+    }
+
+
+def test_the_best_is_chosen_on_held_out_rows_for_every_variant_and_model(swept: Any) -> None:
+    table, _, home = swept
+    chosen = table[table["chosen"]]
+    best = zip(chosen["variant"], chosen["model.id"], chosen["tuning.lr"], strict=True)
+    assert sorted(best) == [
+        (variant, model, lr)
+        for variant in ("L", "LR")
+        for model, lr in (("org/name", 1e-4), ("random-tiny", 5e-4))
+    ]
+    one = chosen[chosen["model.id"] == "random-tiny"].iloc[0]
+    assert one["held out"] == pytest.approx(0.71)
+    assert one["±"] == pytest.approx(0.02 / 2**0.5)
+    assert one["dfar clean accuracy"] == pytest.approx(0.29)
+    assert one["seeds"] == 2
+    assert "<svg" in (home / "figure.svg").read_text()
+    assert (home / "table.csv").read_text().count("\n") == 9
+
+
+@pytest.mark.parametrize("best", ["highest", "lowest"])
+def test_what_has_not_run_is_never_chosen(best: str, tmp_path: Path) -> None:
+    spec = sweep.Sweep.model_validate({**SPEC, "choose": {**SPEC["choose"], "best": best}})  # type: ignore[dict-item]
+    table = sweep.table(spec, tmp_path)
+    assert len(table) == 8
+    assert not table["chosen"].any()
+
+
+def test_a_mistake_in_the_file_names_the_entry(tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    for change, message in (
+        ({"grid": {}}, "grid"),
+        ({"choose": {"dataset": "x", "metric": "y", "best": "largest"}}, "choose.best"),
+        ({"epochs": 3}, "epochs"),
+    ):
+        path.write_text(yaml.safe_dump({**SPEC, **change}))
+        with pytest.raises(UserError, match=f"odd.yaml: {message}: "):
+            sweep.load(path)
+
+
+@pytest.mark.parametrize("path", sorted((config.ROOT / "configs" / "sweeps").glob("*.yaml")))
+def test_a_sweep_that_comes_ready_resolves(path: Path) -> None:
+    spec = sweep.load(path)
+    assert spec.choose.dataset == "held-out", "never chosen on test rows"
+    for point in sweep.points(spec).values():
+        for variant in spec.variants:
+            config.load(spec.study, variant, spec.scale, 0, {**spec.fixed, **point})
