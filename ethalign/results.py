@@ -80,11 +80,17 @@ def homes(job: Job, scale: str = "small") -> dict[str, Path]:
 
 
 def predictions(home: Path, seed: int) -> dict[str, dict[str, pd.DataFrame]]:
-    """Rows of ``predictions.jsonl`` by model and variant, of all runs with a seed."""
+    """Rows of ``predictions.jsonl`` by model and variant, of all runs with a seed.
+
+    Where ``judgements.jsonl`` stands beside it, its columns are those of the same items.
+    """
     found: dict[str, dict[str, pd.DataFrame]] = {}
     for path in sorted(home.glob(f"*/*/{seed}/predictions.jsonl")):
         model, variant = path.parts[-4:-2]
-        found.setdefault(model, {})[variant] = pd.DataFrame(records.read_rows(path))
+        table = pd.DataFrame(records.read_rows(path))
+        if judged := records.read_rows(path.with_name("judgements.jsonl")):
+            table = table.merge(pd.DataFrame(judged), how="left", on=["dataset", "id"])
+        found.setdefault(model, {})[variant] = table
     return found
 
 
