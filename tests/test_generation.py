@@ -276,7 +276,7 @@ def test_an_end_is_banned_for_the_first_tokens(
     free = generation.write(lively.model, lively.tokenizer, ["abc", "de"], max_new_tokens=5)
     first = lively.tokenizer(free.texts[0])["input_ids"][0]
     monkeypatch.setattr(lively.model.generation_config, "eos_token_id", first)
-    least = {"max_new_tokens": 5, "min_new_tokens": 3}
+    least: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 3}
     ended = generation.write(lively.model, lively.tokenizer, ["abc", "de"], max_new_tokens=5)
     banned = generation.write(lively.model, lively.tokenizer, ["abc", "de"], **least)
     assert ended.tokens[0] == 1

@@ -277,7 +277,10 @@ def estimate(
     groups = part["family"].to_numpy(str) if "family" in part else None
     how = {"seed": run.seed, "draws": run.evaluation.bootstrap}
     found = metrics.crossed(statistic, [arrays], groups, **how)
-    return metrics.Estimate(found.value, found.low, found.high, len(part))
+    low, high = found.low, found.high
+    if all(a.dtype == bool for a in arrays):  # a share, of which all or none were seen
+        low, high = max(0.0, low), min(1.0, high)
+    return metrics.Estimate(found.value, low, high, len(part))
 
 
 def scores(run: Run, part: pd.DataFrame) -> Estimates:

@@ -33,7 +33,7 @@ def parts(right: dict[str, int], **columns: list[Any]) -> dict[str, pd.DataFrame
     return {name: items(count).assign(**columns) for name, count in right.items()}
 
 
-def difference(told: shared.Claim, given: dict[str, pd.DataFrame]) -> tuple[float, int] | None:
+def difference(told: shared.Claim, given: dict[str, pd.DataFrame]) -> Any:
     found = claims.contrast(told, given)
     return found and (float(found.statistic(*found.arrays)), len(found.arrays[0]))
 
@@ -68,7 +68,8 @@ def test_reason_first_is_compared_where_it_wrote_a_reason() -> None:
     written = [k < 30 for k in range(100)]
     given = parts({"LR": 15, "R-then-L": 30})
     new = {**given, "R-then-L": given["R-then-L"].assign(written=written)}
-    old = given["R-then-L"].assign(judge_misaligned=[False if w else None for w in written])
+    judged: list[Any] = [False if w else None for w in written]
+    old = given["R-then-L"].assign(judge_misaligned=judged)
     for found in (new, {**given, "R-then-L": old}):
         assert difference(claim(second="R-then-L"), found) == (-0.5, 30)
 
@@ -88,7 +89,7 @@ def test_a_variant_of_the_baselines_can_be_compared_with() -> None:
 
 
 def test_empty_reasons_are_not_compared() -> None:
-    argues = ["ethical"] * 50 + [None] * 50
+    argues: list[Any] = ["ethical"] * 50 + [None] * 50
     given = parts({"LR": 1, "L": 1}, argues_for=argues, stance_misaligned=[True] * 100)
     given["LR"]["stance_misaligned"] = False
     told = claim(estimand="misalignment_stance", direction="less")

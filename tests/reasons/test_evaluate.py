@@ -156,7 +156,7 @@ def test_a_verdict_behind_a_reason_is_scored_behind_the_reason_that_was_written(
 
     monkeypatch.setattr(scoring, "choice_logprobs", listen)
     texts = generation.Written(
-        [" It is unethical to lie. Verdict: ethical"], np.zeros(1), np.ones(1)
+        [" It is unethical to lie. Verdict: ethical"], np.zeros(1), np.array([1])
     )
     monkeypatch.setattr(
         generation,

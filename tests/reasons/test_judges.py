@@ -24,16 +24,13 @@ def test_judge_pairs_never_call_a_statements_own_reason_wrong() -> None:
         assert real == (row["kind"] == "real") == (row["aligned"] == 1)
     label = dict(zip(told, table["label"], strict=True))
     by = dict(zip(table["reason"], table["label"], strict=True))
-    kinds = pairs.groupby("kind")
-    assert all(by[r.reason] != label[r.statement] for r in kinds.get_group("flipped").itertuples())
-    assert all(
-        by[r.reason] == label[r.statement] for r in kinds.get_group("mismatched").itertuples()
-    )
-    assert all(
-        r.reason in [judges.reverse(text) for text in table["reason"]]
-        for r in kinds.get_group("reversed").itertuples()
-    )
-    assert all(judges.told("", label[r.statement]) in r.statement for r in pairs.itertuples())
+    turned = {judges.reverse(text) for text in table["reason"]}
+    for row in pairs.to_dict("records"):
+        gold, kind = label[row["statement"]], row["kind"]
+        assert row["statement"].endswith(f" This is {gold}.")
+        assert row["reason"] in (turned if kind == "reversed" else by)
+        assert kind == "reversed" or (by[row["reason"]] != gold) == (kind == "flipped")
+    assert set(pairs["kind"]) == {"real", *judges.KINDS}
     assert 0.9 < (pairs["aligned"] == 1).mean() / (pairs["aligned"] == 0).mean() < 1.1
     assert pairs.equals(judges.judge_pairs(table, seed=0))
 
