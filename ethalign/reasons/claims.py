@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ethalign import results
+from ethalign import metrics, results
 from ethalign.claims import Claim, Contrast
 from ethalign.reasons import evaluate
 
@@ -112,10 +112,14 @@ def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
     """Further numbers that prose quotes.
 
     ``leak``: counts of the overlap audit; ``classes``: stratum of the published test file to
-    counts of both labels.
+    counts of both labels; ``clean``: variant to metric to value on its clean rows, of several
+    models and seeds the first.
     """
     leak: dict[str, str] = {}
     for key, (rows, n, share) in _audited(reference).items():
+        if evaluate.UNITS.get(key):
+            leak[key] = metrics.shown(share, evaluate.UNITS[key])
+            continue
         leak |= {key: f"{rows:,}", f"{key}_of": f"{n:,}", f"{key}_percent": f"{100 * share:.1f} %"}
     classes = {}
     tables = [t["pretrained"] for t in results.predictions(home, 0).values() if "pretrained" in t]
@@ -124,4 +128,10 @@ def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
         for name, part in [("all", main), *main.groupby("stratum")]:
             counts = part["gold"].value_counts().to_dict()
             classes[str(name)] = {"n": len(part)} | {str(k): int(v) for k, v in counts.items()}
-    return {"leak": leak, "classes": classes}
+    told = reference[(reference["dataset"] == "dfar") & (reference["stratum"] == "clean")]
+    clean: dict[str, dict[str, str]] = {}
+    for row in told[told["seed"] == told["seed"].min()].to_dict("records"):
+        values = clean.setdefault(str(row["variant"]).replace("-", "_"), {})
+        if pd.notna(row["value"]):
+            values.setdefault(row["metric"], metrics.shown(row["value"], row["unit"]))
+    return {"leak": leak, "classes": classes, "clean": clean}

@@ -116,15 +116,28 @@ def test_reference_predictions_carry_their_judgements(tmp_path: Path) -> None:
 def test_prose_quotes_the_audit_and_the_classes(tmp_path: Path) -> None:
     records.write(tmp_path / "small" / "pretrained" / "0" / "predictions.jsonl", items(10))
     audit = {"variant": "audit", "dataset": "dfar", "metric": "test_in_train", "stratum": "all"}
-    reference = pd.DataFrame([{**audit, "value": 0.378, "n": 500}])
+    kappa = {**audit, "metric": "label_kappa", "value": 0.6252, "n": 1790, "unit": "kappa"}
+    auc = {
+        **audit,
+        "variant": "R-then-L",
+        "metric": "auc",
+        "stratum": "clean",
+        "value": 0.5351,
+        "n": 311,
+    }
+    reference = pd.DataFrame(
+        [{**audit, "value": 0.378, "n": 500}, kappa, {**auc, "unit": "score"}]
+    ).assign(seed=0)
     found = claims.facts(reference, tmp_path)
     assert found["leak"] == {
         "test_in_train": "189",
         "test_in_train_of": "500",
         "test_in_train_percent": "37.8 %",
+        "label_kappa": "0.625",
     }
+    assert found["clean"] == {"R_then_L": {"auc": "0.535"}}
     assert found["classes"]["all"] == {"n": 100, "ethical": 66, "unethical": 34}
     assert set(found["classes"]) == {"all", "clean", "contaminated"}
     assert claims.leak(reference).loc[:, "share"].tolist() == ["37.8%"]
     empty = claims.facts(pd.DataFrame(columns=results.COLUMNS), tmp_path / "none")
-    assert empty == {"leak": {}, "classes": {}}
+    assert empty == {"leak": {}, "classes": {}, "clean": {}}
