@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ethalign import audit, encoders, metrics, models, records
-from ethalign.reasons import data, evaluate, judges, prompts
+from ethalign.reasons import data, judges, prompts, scores
 from ethalign.reasons.settings import Run
 from ethalign.study import Rows
 
@@ -50,7 +50,7 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     """Rows of ``metrics.json``; those of the overlap audit only where its files are present."""
     table = pd.DataFrame(records.read_rows(folder / "predictions.jsonl"), columns=COLUMNS)
-    rows = evaluate.by_stratum(run, table, functools.partial(evaluate.scores, run))
+    rows = scores.by_stratum(run, table, functools.partial(scores.of_verdicts, run))
     quality = json.loads((folder / "judge.json").read_text())
     known = {k: (quality[hits], quality[n]) for k, (hits, n) in JUDGED.items() if hits in quality}
     audited = _audit(run) if data.present(run.data) else {}
@@ -61,7 +61,7 @@ def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
             for name, pair in pairs.items()
             if pair[-1]  # of nothing
         }
-        rows += evaluate.as_rows(run, variant, data.main(run.data), "all", found)
+        rows += scores.as_rows(run, variant, data.main(run.data), "all", found)
     return rows
 
 

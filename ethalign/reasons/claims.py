@@ -11,7 +11,7 @@ import pandas as pd
 
 from ethalign import metrics, results
 from ethalign.claims import Claim, Contrast
-from ethalign.reasons import evaluate
+from ethalign.reasons import scores
 
 # What the overlap audit counts, as a page names it.
 LEAK = {
@@ -52,7 +52,7 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
     gold = both["gold_1"].to_numpy()
     groups = both["family_1"].to_numpy() if "family_1" in both else None
     if claim.estimand == "auc":
-        ranks = (evaluate.margins(t.set_index("id").loc[both["id"]]) for t in (first, second))
+        ranks = (scores.margins(t.set_index("id").loc[both["id"]]) for t in (first, second))
         return Contrast(_auc_gap, (*ranks, gold == "unethical"), groups)
     names = RIGHT | MISALIGNED
     columns = [f"{names[claim.estimand]}_{k}" for k in (1, 2)]
@@ -80,7 +80,7 @@ def _answers(claim: Claim, parts: Mapping[str, pd.DataFrame], name: str) -> pd.D
         reasons = found.get("judge_misaligned", pd.Series(True, found.index)).notna()
         found = found[found.get("written", reasons).astype(bool)]
     found = found[found["dataset"].isin(SAME[claim.dataset])].reset_index(drop=True)
-    masks = evaluate.strata(found) if len(found) else {}
+    masks = scores.strata(found) if len(found) else {}
     # Where no statement is in the training file, all of them are clean.
     mask = masks.get(claim.stratum, masks.get("all") if claim.stratum == "clean" else None)
     return None if mask is None else found[mask]
@@ -91,7 +91,7 @@ def _gap(first: Any, second: Any) -> float:
 
 
 def _auc_gap(first: Any, second: Any, positive: Any) -> float:
-    return evaluate.auc(first, positive) - evaluate.auc(second, positive)
+    return scores.auc(first, positive) - scores.auc(second, positive)
 
 
 def _audited(reference: pd.DataFrame) -> dict[str, tuple[int, int, float]]:
@@ -117,8 +117,8 @@ def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
     """
     leak: dict[str, str] = {}
     for key, (rows, n, share) in _audited(reference).items():
-        if evaluate.UNITS.get(key):
-            leak[key] = metrics.shown(share, evaluate.UNITS[key])
+        if scores.UNITS.get(key):
+            leak[key] = metrics.shown(share, scores.UNITS[key])
             continue
         leak |= {key: f"{rows:,}", f"{key}_of": f"{n:,}", f"{key}_percent": f"{100 * share:.1f} %"}
     classes = {}

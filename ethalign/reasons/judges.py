@@ -20,37 +20,17 @@ Count = tuple[int, int]  # how many of how many
 # Wrong reasons: two on the topic of the statement, one off it.
 KINDS = ("flipped", "reversed", "mismatched")
 NEAR = 0.5  # cosine of near-identical statements
-OPPOSITES = {
-    "ethical": "unethical",
-    "ethically": "unethically",
-    "moral": "immoral",
-    "morally": "immorally",
-    "right": "wrong",
-    "good": "bad",
-    "acceptable": "unacceptable",
-    "fair": "unfair",
-    "just": "unjust",
-    "reasonable": "unreasonable",
-    "responsible": "irresponsible",
-    "respectful": "disrespectful",
-    "appropriate": "inappropriate",
-    "justified": "unjustified",
-    "kind": "unkind",
-    "honest": "dishonest",
-    "considerate": "inconsiderate",
-    "understandable": "inexcusable",
-    "deserves": "does not deserve",
-    "valid": "invalid",
-    "positive": "negative",
-}
-_OPPOSITE = OPPOSITES | {new: old for old, new in OPPOSITES.items()}
-# "The right to" is no judgement, and "just" is one behind a verb of being only.
-_JUDGING = re.compile(
-    r"\b(?:(?<!the )(?<!a )right(?! to\b)|(?<=is )just|(?<=are )just|"
-    + "|".join(sorted(({*_OPPOSITE} - {"right", "just"}), key=len, reverse=True))
-    + r")\b",
-    re.I,
+_PAIRS = (
+    "ethical/unethical ethically/unethically moral/immoral morally/immorally right/wrong good/bad"
+    " acceptable/unacceptable fair/unfair reasonable/unreasonable responsible/irresponsible"
+    " respectful/disrespectful appropriate/inappropriate justified/unjustified kind/unkind"
+    " honest/dishonest considerate/inconsiderate valid/invalid positive/negative"
 )
+OPPOSITES = dict(pair.split("/") for pair in _PAIRS.split())
+OPPOSITES |= {new: old for old, new in OPPOSITES.items()}
+# "The right to" is no judgement.
+_WORDS = "|".join(OPPOSITES).replace("|right|", r"|right(?! to\b)|")
+_JUDGING = re.compile(rf"\b(?:{_WORDS})\b", re.I)
 _AUXILIARY = re.compile(r"\b(should|must|is|are|was|were)\b( not\b)?", re.I)
 
 
@@ -124,19 +104,18 @@ def reverse(reason: str) -> str:
     Every judging word becomes its opposite (``OPPOSITES``, both ways). Where there is none, the
     first "should", "must", "is", "are", "was" or "were" gains or loses its "not".
     """
-    turned = _JUDGING.sub(lambda found: _like(found.group(), _OPPOSITE), reason)
+    turned = _JUDGING.sub(_opposite, reason)
     if turned != reason:
         return turned
-    first = _AUXILIARY.search(reason)
-    if first is None:
+    if not (first := _AUXILIARY.search(reason)):
         return ""
     new = first[1] if first[2] else f"{first[1]} not"
     return reason[: first.start()] + new + reason[first.end() :]
 
 
-def _like(word: str, opposite: dict[str, str]) -> str:
-    new = opposite[word.lower()]
-    return new.capitalize() if word[0].isupper() else new
+def _opposite(found: re.Match[str]) -> str:
+    new = OPPOSITES[found[0].lower()]
+    return new.capitalize() if found[0][0].isupper() else new
 
 
 def _most_similar_other(table: pd.DataFrame) -> NDArray[np.int64]:

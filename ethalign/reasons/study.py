@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ethalign.reasons import baselines, claims, data, evaluate, finetune
+from ethalign.reasons import baselines, claims, data, evaluate, finetune, scores
 from ethalign.reasons.settings import Run
 from ethalign.study import Rows, Stage, Study
 
@@ -18,7 +18,7 @@ def preflight(run: Run) -> None:
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     """Rows of ``metrics.json`` from the records in a folder."""
-    rows = baselines.measure if run.variant == "baselines" else evaluate.measure
+    rows = baselines.measure if run.variant == "baselines" else scores.measure
     return rows(run, folder, before)
 
 

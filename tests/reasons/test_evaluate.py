@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from ethalign import generation, models, records, scoring
-from ethalign.reasons import data, evaluate, prompts
+from ethalign.reasons import data, evaluate, prompts, scores
 
 from . import resolved
 
@@ -36,7 +36,7 @@ def values(rows: list[dict[str, Any]], metric: str) -> dict[str, Any]:
 
 
 def test_strata_say_what_was_seen() -> None:
-    masks = evaluate.strata(table())
+    masks = scores.strata(table())
     assert {name: mask.tolist() for name, mask in masks.items()} == {
         "all": [True] * 4,
         "clean": [True, True, False, False],
@@ -44,26 +44,26 @@ def test_strata_say_what_was_seen() -> None:
         "seen": [False, False, True, False],
         "unseen": [False, False, False, True],
     }
-    none = evaluate.strata(table(seen=[False] * 4))
+    none = scores.strata(table(seen=[False] * 4))
     assert list(none) == ["all", "clean", "contaminated", "unseen"]
-    near = evaluate.strata(table(near=[True, False, True, True]))
+    near = scores.strata(table(near=[True, False, True, True]))
     assert near["distant"].tolist() == [False, True, False, False]
     every = table(seen=[False, False, True, True])
-    assert list(evaluate.strata(every)) == ["all", "clean", "contaminated"]
-    assert list(evaluate.strata(table(stratum=["clean"] * 4))) == ["all"]
-    assert list(evaluate.strata(table(stratum=["contaminated"] * 4))) == [
+    assert list(scores.strata(every)) == ["all", "clean", "contaminated"]
+    assert list(scores.strata(table(stratum=["clean"] * 4))) == ["all"]
+    assert list(scores.strata(table(stratum=["contaminated"] * 4))) == [
         "all",
         "contaminated",
         "seen",
         "unseen",
     ]
-    assert list(evaluate.strata(table(stratum=["clean"] * 4, tied=[True] * 4))) == ["all"]
+    assert list(scores.strata(table(stratum=["clean"] * 4, tied=[True] * 4))) == ["all"]
     old = table().drop(columns="seen")
-    assert list(evaluate.strata(old)) == ["all", "clean", "contaminated"]
+    assert list(scores.strata(old)) == ["all", "clean", "contaminated"]
 
 
 def test_verdicts_become_rows_by_stratum() -> None:
-    rows = evaluate.measure_rows(resolved(), table(), NONE, {})
+    rows = scores.measure_rows(resolved(), table(), NONE, {})
     assert values(rows, "accuracy") == {
         "all": 0.75, "clean": 0.5, "contaminated": 1, "seen": 1, "unseen": 1,
     }  # fmt: skip
@@ -71,7 +71,7 @@ def test_verdicts_become_rows_by_stratum() -> None:
     assert values(rows, "majority")["clean"] == 0.5
     assert not values(rows, "accuracy_text")
     tied = table(tied=[True, False, False, False])
-    assert values(evaluate.measure_rows(resolved(), tied, NONE, {}), "accuracy")["untied"] == (
+    assert values(scores.measure_rows(resolved(), tied, NONE, {}), "accuracy")["untied"] == (
         pytest.approx(2 / 3, abs=1e-6)
     )
 
@@ -80,11 +80,11 @@ def test_verdicts_become_rows_by_stratum() -> None:
 def test_an_answer_without_a_verdict_is_counted_as_unparsed(missing: Any) -> None:
     """Also if no answer at all has one, or if the table marks them as missing numbers."""
     some = table(written=[True] * 4, text_verdict=["ethical", missing, missing, "ethical"])
-    rows = evaluate.measure_rows(resolved(), some, NONE, {})
+    rows = scores.measure_rows(resolved(), some, NONE, {})
     assert values(rows, "unparsed")["all"] == 0.5
     assert values(rows, "accuracy_text")["all"] == 0.25
     none = table(written=[True, True, False, False], text_verdict=[missing] * 4)
-    assert values(evaluate.measure_rows(resolved(), none, NONE, {}), "unparsed")["all"] == 1
+    assert values(scores.measure_rows(resolved(), none, NONE, {}), "unparsed")["all"] == 1
 
 
 def test_judgements_become_rows_by_stratum() -> None:
@@ -101,7 +101,7 @@ def test_judgements_become_rows_by_stratum() -> None:
     )
     quality = {"caught": 10, "misaligned": 10, "passed": 10, "aligned": 10}
     written = table(written=[False, True, True, True], text_verdict=["ethical"] * 4)
-    rows = evaluate.measure_rows(resolved(), written, judgements, quality)
+    rows = scores.measure_rows(resolved(), written, judgements, quality)
     assert values(rows, "misalignment_stance") == {
         "all": pytest.approx(2 / 3, abs=1e-6),
         "clean": 1,
@@ -183,16 +183,22 @@ def test_older_verdicts_without_a_reason_before_them_do_not_count() -> None:
         text_verdict=["ethical", "unethical", None, None],
     )
     accuracy = {
-        variant: values(evaluate.measure_rows(resolved(variant), old, NONE, {}), "accuracy")["all"]
+        variant: values(scores.measure_rows(resolved(variant), old, NONE, {}), "accuracy")["all"]
         for variant in ("LR", "R-then-L")
     }
     assert accuracy == {"LR": 0.5, "R-then-L": 1.0}
 
 
-def test_the_sample_of_written_items_does_not_move_with_the_seed() -> None:
-    runs = [resolved(seed=seed, overrides={"evaluation.limit_generate": 5}) for seed in (0, 1)]
-    items = [evaluate._items(run, data.tests(run)["statements"]) for run in runs]
-    chosen = [[i["id"] for i in some if i["written"]] for some in items]
+def test_the_sample_of_written_items_does_not_move_with_the_seed(
+    tmp_path: Path, tiny: models.Loaded
+) -> None:
+    chosen = []
+    for seed in (0, 1):
+        overrides = {"evaluation.limit_generate": 5, "data.cross": False, "data.limit_test": 20}
+        run = resolved(seed=seed, overrides=overrides)
+        path = tmp_path / f"{seed}.jsonl"
+        found = evaluate.ask(run, tiny, data.tests(run), path, 8, 0.0)
+        chosen.append(found.loc[found["written"], "id"].tolist())
     assert chosen[0] == chosen[1]
     assert len(chosen[0]) == 5
 
@@ -243,13 +249,11 @@ def test_what_stays_empty_is_no_reason_and_not_a_misaligned_one() -> None:
         }
     )
     quality = {"caught": 9, "misaligned": 10, "passed": 9, "aligned": 10}
-    rows = evaluate.measure_rows(resolved(), written, judgements, quality)
+    rows = scores.measure_rows(resolved(), written, judgements, quality)
     assert values(rows, "no_reason")["all"] == 0.75
     assert values(rows, "misalignment_judge")["all"] == 0
     assert values(rows, "misalignment_corrected")["all"] is None, "beyond the judge's range"
-    silent = evaluate.measure_rows(
-        resolved(), written, judgements.assign(argues_for=None), quality
-    )
+    silent = scores.measure_rows(resolved(), written, judgements.assign(argues_for=None), quality)
     assert values(silent, "no_reason")["all"] == 1
     assert not values(silent, "misalignment_judge")
 
@@ -261,18 +265,18 @@ def test_what_stays_empty_is_no_reason_and_not_a_misaligned_one() -> None:
 )
 def test_auc_is_that_of_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
     margin, positive = (np.array(x) for x in zip(*pairs, strict=True))
-    assert evaluate.auc(margin, positive) == pytest.approx(roc_auc_score(positive, margin))
+    assert scores.auc(margin, positive) == pytest.approx(roc_auc_score(positive, margin))
 
 
 def test_auc_of_one_class_is_undefined() -> None:
-    assert np.isnan(evaluate.auc(np.array([1.0, 2.0]), np.array([True, True])))
+    assert np.isnan(scores.auc(np.array([1.0, 2.0]), np.array([True, True])))
 
 
 def test_a_shifted_threshold_hides_what_a_model_knows() -> None:
     """Ethical to everything, and ranked perfectly: AUC 1, and the corrected verdict right."""
     logp = {"logp_ethical": [-0.1] * 4, "logp_unethical": [-5.0, -3.0, -5.1, -3.1]}
     prior = ["ethical", "unethical"] * 2
-    rows = evaluate.measure_rows(
+    rows = scores.measure_rows(
         resolved(), table(verdict=["ethical"] * 4, verdict_prior=prior, **logp), NONE, {}
     )
     assert values(rows, "accuracy")["all"] == 0.5
@@ -282,7 +286,7 @@ def test_a_shifted_threshold_hides_what_a_model_knows() -> None:
     wanted = brier_score_loss([0, 1, 0, 1], p)
     assert values(rows, "brier")["all"] == pytest.approx(wanted, abs=1e-6)
     assert "accuracy_prior" not in {
-        row["metric"] for row in evaluate.measure_rows(resolved(), table(), NONE, {})
+        row["metric"] for row in scores.measure_rows(resolved(), table(), NONE, {})
     }
 
 
@@ -294,7 +298,7 @@ def test_the_threshold_calls_as_many_training_rows_unethical_as_people_did(
     rows = pd.DataFrame(records.read_rows(tmp_path / "threshold.jsonl"))
     test = {text for t in data.tests(run).values() for text in t["statement"]}
     assert not set(data.spare(run)["statement"]) & test
-    called = (evaluate.margins(rows) > border).sum()
+    called = (scores.margins(rows) > border).sum()
     assert abs(called - (rows["gold"] == "unethical").sum()) <= 1
     shifted = rows.assign(logp_ethical=rows["logp_ethical"] + 7)
     kept = (tmp_path / "threshold.jsonl", shifted)
@@ -317,9 +321,9 @@ def test_near_identical_items_are_not_further_evidence() -> None:
             "written": False,
         }
     )
-    alone = evaluate.measure_rows(resolved(), many, NONE, {})
+    alone = scores.measure_rows(resolved(), many, NONE, {})
     families = many.assign(family=["one"] * n + ["two"] * n)
-    together = evaluate.measure_rows(resolved(), families, NONE, {})
+    together = scores.measure_rows(resolved(), families, NONE, {})
     wide = [
         next(r["high"] - r["low"] for r in rows if r["metric"] == "accuracy")
         for rows in (alone, together)

@@ -9,7 +9,7 @@ import pytest
 
 from ethalign import code, records, results, study
 from ethalign.config import Undeclared
-from ethalign.reasons import baselines, evaluate, finetune
+from ethalign.reasons import baselines, evaluate, finetune, scores
 from ethalign.study import Job
 
 STAGES = ("baselines", "finetune", "evaluate")
@@ -95,7 +95,7 @@ def test_older_records_give_the_rows_that_they_can(runs: Path, tmp_path: Path) -
         new = ("seen", "tied", "near", "family", "written", "cut", "verdict_prior")
         old = {key: value for key, value in row.items() if key not in new}
         records.append_rows(tmp_path / "predictions.jsonl", [old])
-    found = evaluate.measure(done.given, tmp_path, before(done))
+    found = scores.measure(done.given, tmp_path, before(done))
     kept = json.loads((done.where / "metrics.json").read_text())
     assert found
     values = [{k: v for k, v in row.items() if k not in ("low", "high")} for row in kept]
