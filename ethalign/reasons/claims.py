@@ -25,11 +25,7 @@ LEAK = {
 
 
 # Estimands that are shares of items, by the columns that they compare.
-RIGHT = {
-    "accuracy": "verdict",
-    "accuracy_prior": "verdict_prior",
-    "accuracy_text": "text_verdict",
-}
+RIGHT = {"accuracy": "verdict", "accuracy_prior": "verdict_prior", "accuracy_text": "text_verdict"}
 # What stands in the place of the papers' data in other runs.
 SAME = {"dfar": ("dfar", "statements", "own"), "ethos": ("ethos", "comments")}
 MISALIGNED = {"misalignment_stance": "stance_misaligned", "misalignment_judge": "judge_misaligned"}

@@ -62,7 +62,7 @@ def threshold(run: Run, loaded: models.Loaded, path: Path, most: int) -> float:
     people did: a model that leans to one label may still tell them apart.
     """
     items = _items(data.spare(run).assign(dataset="train"), run.prompt.target == "reason-label")
-    work = functools.partial(_answer, run, loaded, most, math.nan)
+    work = functools.partial(_answer, run, loaded, most, None)
     size, what = run.evaluation.batch_size, "threshold"
     found = pd.DataFrame(records.fill(path, items, work, keys=("id",), size=size, what=what))
     return float(np.quantile(scores.margins(found), (found["gold"] == "ethical").mean()))
@@ -109,7 +109,7 @@ def _items(rows: pd.DataFrame, written: Any) -> Rows:
     return cast("Rows", table[columns].to_dict("records"))
 
 
-def _answer(run: Run, loaded: models.Loaded, most: int, border: float, items: Rows) -> Rows:
+def _answer(run: Run, loaded: models.Loaded, most: int, border: float | None, items: Rows) -> Rows:
     settings, kind, tokenizer = run.prompt, run.prompt.target, loaded.tokenizer
     rows = [{key: item[key] for key in KEPT if key in item} for item in items]
     asked = [prompts.question(settings, i["statement"], tokenizer=tokenizer) for i in items]
@@ -131,7 +131,8 @@ def _answer(run: Run, loaded: models.Loaded, most: int, border: float, items: Ro
         values = zip(prompts.LABELS, pair, strict=True)
         row |= {f"logp_{name}": round(float(value), 5) for name, value in values}
         row["verdict"] = prompts.LABELS[int(pair.argmax())]
-        row["verdict_prior"] = prompts.LABELS[int(pair[1] - pair[0] > border)]
+        if border is not None:
+            row["verdict_prior"] = prompts.LABELS[int(pair[1] - pair[0] > border)]
     if kind == "label":
         # A variant that gives no reason is asked for one, by a question that wants nothing else.
         # The paper does not say how it had reasons from such models.
