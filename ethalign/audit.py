@@ -75,6 +75,15 @@ def label_flips(table: pd.DataFrame, source: pd.DataFrame) -> pd.DataFrame:
     return shared.reset_index(drop=True)
 
 
+def label_kappa(flips: pd.DataFrame, *, seed: int = 0, draws: int = 1000) -> metrics.Estimate:
+    """Cohen's kappa of the two labels of each row of ``label_flips``, with bootstrap interval.
+
+    Of labels that were given for two different questions it is no agreement of annotators.
+    """
+    pairs = [(flips[name] == "ethical").to_numpy() for name in ("label", "source_label")]
+    return metrics.bootstrap(metrics.kappa, *pairs, seed=seed, draws=draws)
+
+
 def _nearest(train: pd.DataFrame, test: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Position and cosine similarity of the most similar training row of each test row."""
     from sklearn.feature_extraction.text import TfidfVectorizer

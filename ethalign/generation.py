@@ -41,6 +41,7 @@ def write(
     prompts: Sequence[str],
     *,
     max_new_tokens: int = 64,
+    min_new_tokens: int = 0,
     temperature: float = 0.0,
     samples: int = 1,
     seed: int = 0,
@@ -56,6 +57,7 @@ def write(
 
     Args:
         max_new_tokens: per continuation; an end-of-sequence token ends it earlier.
+        min_new_tokens: of the first ones none ends it.
         temperature: 0 takes the most probable token; otherwise tokens are drawn from
             softmax(logits / temperature), each sequence from its own stream of random numbers,
             which follows from ``seed`` and its place.
@@ -73,7 +75,8 @@ def write(
     found = Written([""] * n, np.zeros(n), np.zeros(n, dtype=int))
     with torch.inference_mode():
         opening = _shared(ids)
-        decoder = _Decoder(model, tokenizer, opening, max_new_tokens, temperature, samples, stop)
+        lengths = min_new_tokens, max_new_tokens
+        decoder = _Decoder(model, tokenizer, opening, *lengths, temperature, samples, stop)
         for group in by_length(ids, batch_size, "generating", quiet=quiet):
             places = [int(i) * samples + s for i in group for s in range(samples)]
             rows = decoder.run([ids[i] for i in group], [[seed, place] for place in places])
@@ -103,6 +106,7 @@ class _Decoder:
     model: Any
     tokenizer: Any
     opening: list[int]
+    least: int
     length: int
     temperature: float
     samples: int
@@ -115,6 +119,7 @@ class _Decoder:
         more = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         ends = [self.tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
         self.stops = {int(i): True for i in ends if i is not None}
+        self.ends = list(self.stops)
         # Half precision strays by far more than any margin that could be checked again.
         exact = self.model.dtype == torch.float32 and not self.temperature
         self.near = NEAR if exact else 0.0
@@ -129,11 +134,14 @@ class _Decoder:
         alive = list(range(len(seeds)))
         for step in range(self.length):
             logp = self.head(hidden)[:, 0]
+            if step < self.least:
+                logp[:, self.ends] = float("-inf")
             tokens = self._next(logp, draws[alive, step])
             for row in self._unsure(logp):
                 place = alive[row]
                 written = [t for t, _ in found[place]]
-                tokens[row] = self._alone(ids[place // self.samples] + written)
+                banned = self.ends if step < self.least else []
+                tokens[row] = self._alone(ids[place // self.samples] + written, banned)
             values = logp[torch.arange(len(tokens)), tokens].tolist()
             for place, token, value in zip(alive, tokens, values, strict=True):
                 found[place].append((token, value))
@@ -188,10 +196,12 @@ class _Decoder:
         rows: list[int] = (best[:, 0] - best[:, 1] < self.near).nonzero()[:, 0].tolist()
         return rows
 
-    def _alone(self, ids: list[int]) -> int:
+    def _alone(self, ids: list[int], banned: Sequence[int] = ()) -> int:
         """The most probable next token of one sequence, read from its beginning, unpadded."""
         hidden, _ = backbone(self.model, *left_pad([ids], 0, self.model.device), use_cache=False)
-        return int(self.head(hidden[:, -1:])[0, 0].argmax())
+        logp = self.head(hidden[:, -1:])[0, 0]
+        logp[list(banned)] = float("-inf")
+        return int(logp.argmax())
 
     def _ended(self, token: int) -> bool:
         if token not in self.stops:

@@ -21,6 +21,8 @@ COLUMNS = [*records.COLUMNS, "model", "seed"]
 TOLERANCE = 1.01e-6
 # Of a run folder only these are published, without the study's fields of text.
 FILES = ("config.yaml", "run.json", "train_log.jsonl")
+# What a printed figure need not say.
+OPTIONAL = {"unit": "share", "n": None, "source": "", "model": "", "protocol": ""}
 
 
 def publish(job: Job) -> Path:
@@ -80,11 +82,17 @@ def homes(job: Job, scale: str = "small") -> dict[str, Path]:
 
 
 def predictions(home: Path, seed: int) -> dict[str, dict[str, pd.DataFrame]]:
-    """Rows of ``predictions.jsonl`` by model and variant, of all runs with a seed."""
+    """Rows of ``predictions.jsonl`` by model and variant, of all runs with a seed.
+
+    Where ``judgements.jsonl`` stands beside it, its columns are those of the same items.
+    """
     found: dict[str, dict[str, pd.DataFrame]] = {}
     for path in sorted(home.glob(f"*/*/{seed}/predictions.jsonl")):
         model, variant = path.parts[-4:-2]
-        found.setdefault(model, {})[variant] = pd.DataFrame(records.read_rows(path))
+        table = pd.DataFrame(records.read_rows(path))
+        if judged := records.read_rows(path.with_name("judgements.jsonl")):
+            table = table.merge(pd.DataFrame(judged), how="left", on=["dataset", "id"])
+        found.setdefault(model, {})[variant] = table
     return found
 
 
@@ -96,7 +104,9 @@ def reported(name: str, path: str | None = None) -> pd.DataFrame:
         path: YAML file of one's own to read instead.
 
     Returns:
-        Columns ``row, variant, dataset, metric, value, n, source, unit``; shares in [0, 1].
+        Columns ``row, variant, dataset, metric, value, n, source, unit``; shares in [0, 1]. And
+        ``ours``, the metric of ours to set against it if that has another name, ``model``, the
+        folder of the one model it is of, and ``protocol`` where that is not ours; else empty.
 
     Raises:
         UserError: a row without one of the first five.
@@ -104,10 +114,9 @@ def reported(name: str, path: str | None = None) -> pd.DataFrame:
     wanted = ["row", "variant", "dataset", "metric", "value"]
     own = ROOT / path if path else ROOT / "configs" / name / "reported.yaml"
     if not path and not own.is_file():
-        return pd.DataFrame(columns=[*wanted, "n", "source", "unit"])
-    table = pd.DataFrame(
-        [{"unit": "share", "n": None, "source": "", **r} for r in config.read_yaml(own)["figures"]]
-    )
+        return pd.DataFrame(columns=[*wanted, *OPTIONAL, "ours"])
+    figures = config.read_yaml(own)["figures"]
+    table = pd.DataFrame([{**OPTIONAL, "ours": r.get("metric"), **r} for r in figures])
     if missing := [key for key in wanted if key not in table or table[key].isna().any()]:
         raise UserError(f"{own}: every figure needs {', '.join(wanted)}; {missing[0]} is missing.")
     return table
@@ -120,8 +129,9 @@ def compare(
 
     Verdicts: ``agrees`` (the printed value lies in our interval), ``direction holds`` (it does
     not, but the step from the variant before it goes the same way as in the paper; whether it
-    is more than chance is tested apart), ``differs``, ``not run``. The interval covers sampling
-    of test items only, so for another model ``agrees`` is not to be expected.
+    is more than chance is tested apart), ``differs``, ``not run``. Where the printed figure says
+    that it is of another model or protocol than ours, only that: ``other model``, ``other
+    protocol``. The interval covers sampling of test items only.
 
     Args:
         name: of the study.
@@ -132,11 +142,15 @@ def compare(
     keys = ["variant", "dataset", "metric"]
     mine = ours[ours["stratum"] == stratum].sort_values("seed")
     mine = mine.drop_duplicates([*keys, "model"])[[*keys, "model", "value", "low", "high", "n"]]
+    mine, keys[-1] = mine.rename(columns={"metric": "ours"}), "ours"
     both = reported(name, path).merge(mine, on=keys, how="left", suffixes=("_reported", ""))
     numbers = both[["value", "low", "high"]].astype(float)
     inside = both["value_reported"].between(numbers["low"] - 0.0005, numbers["high"] + 0.0005)
     both["verdict"] = inside.map({True: "agrees", False: "differs"})
     both.loc[~inside & _same_step(both, name), "verdict"] = "direction holds"
+    named = both["model_reported"] != ""
+    both.loc[named & (both["model_reported"] != both["model"]), "verdict"] = "other model"
+    both.loc[both["protocol"] != "", "verdict"] = "other protocol"
     both.loc[numbers["value"].isna(), "verdict"] = "not run"
     both["model"] = both["model"].fillna("")
     return both

@@ -55,6 +55,17 @@ def test_flips_against_the_source(mirror: Path) -> None:
     assert found["flipped"].mean() < 0.5, "and most keep their sense, so the coding is right"
 
 
+def test_kappa_of_flips_is_agreement_beyond_chance() -> None:
+    """Cohen's textbook table, 20, 5, 10 and 15 of 50: kappa 0.4."""
+    cells = [("ethical", "ethical", 20), ("ethical", "unethical", 5)]
+    cells += [("unethical", "ethical", 10), ("unethical", "unethical", 15)]
+    rows = [(a, b) for a, b, n in cells for _ in range(n)]
+    flips = pd.DataFrame(rows, columns=["label", "source_label"])
+    found = audit.label_kappa(flips, draws=200)
+    assert found.value == pytest.approx(0.4)
+    assert found.low < 0.4 < found.high
+
+
 @pytest.mark.parametrize(
     ("name", "everything", "contaminated", "clean"),
     [("majority", 59.6, 51.3, 64.6), ("svm", 69.2, 72.0, 67.5), 

@@ -1,5 +1,6 @@
 import string
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -210,9 +211,9 @@ def test_near_ties_are_settled_by_reading_the_text_alone(
     read: list[list[int]] = []
     whole = generation._Decoder._alone
 
-    def alone(self: generation._Decoder, ids: list[int]) -> int:
+    def alone(self: generation._Decoder, ids: list[int], banned: Sequence[int] = ()) -> int:
         read.append(ids)
-        return whole(self, ids)
+        return whole(self, ids, banned)
 
     monkeypatch.setattr(generation._Decoder, "_alone", alone)
     assert ask(lively, SHARED, **settings) == usual
@@ -229,7 +230,7 @@ def test_a_tie_goes_to_what_reading_alone_says(
 ) -> None:
     """Whichever of two equal tokens the batch would take."""
     monkeypatch.setattr(generation, "NEAR", 1e9)
-    monkeypatch.setattr(generation._Decoder, "_alone", lambda self, ids: len(ids))
+    monkeypatch.setattr(generation._Decoder, "_alone", lambda self, ids, banned: len(ids))
     tokens_as_text(lively, monkeypatch)
     texts = ask(lively, ["abcdef", "abcd"], max_new_tokens=3)
     assert texts == ["6 7 8", "4 5 6"]
@@ -264,3 +265,19 @@ def test_nothing_to_generate(lively: Loaded) -> None:
     assert ask(lively, []) == []
     found = generation.write(lively.model, lively.tokenizer, [], samples=3, stop="\n")
     assert (found.texts, len(found.logp), len(found.tokens)) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("near", [0.0, 1e9])
+def test_an_end_is_banned_for_the_first_tokens(
+    lively: Loaded, monkeypatch: pytest.MonkeyPatch, near: float
+) -> None:
+    """Also where a near tie is settled apart."""
+    monkeypatch.setattr(generation, "NEAR", near)
+    free = generation.write(lively.model, lively.tokenizer, ["abc", "de"], max_new_tokens=5)
+    first = lively.tokenizer(free.texts[0])["input_ids"][0]
+    monkeypatch.setattr(lively.model.generation_config, "eos_token_id", first)
+    least: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 3}
+    ended = generation.write(lively.model, lively.tokenizer, ["abc", "de"], max_new_tokens=5)
+    banned = generation.write(lively.model, lively.tokenizer, ["abc", "de"], **least)
+    assert ended.tokens[0] == 1
+    assert (banned.tokens >= 3).all()

@@ -23,7 +23,7 @@ from packaging.utils import canonicalize_name
 from ethalign import book, config, pipeline, records, results, study
 from ethalign.config import ROOT, UserError
 
-VARIANTS = ["pretrained", "L", "LR", "R-then-L", "shuffled"]
+VARIANTS = ["pretrained", "L", "L-leak-free", "LR", "R-then-L", "shuffled"]
 MODEL = "random-tiny"
 
 

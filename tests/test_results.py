@@ -66,17 +66,46 @@ def test_models_stand_side_by_side() -> None:
     assert {"small", "large"} <= {*shown["model"]}
 
 
-def test_the_direction_is_that_of_the_same_model() -> None:
+def test_the_direction_is_that_of_the_same_model(tmp_path: Path) -> None:
     """The paper's L is above its pretrained model; so is ours, for one of two models."""
-    parts = []
+    path, parts = tmp_path / "mine.yaml", []
+    figure = (
+        "  - {{row: 'Llama-2, {0}', variant: {0}, dataset: dfar, metric: accuracy, value: {1}}}\n"
+    )
+    path.write_text("figures:\n" + figure.format("pretrained", 0.4) + figure.format("L", 0.6))
     for model, (before, after) in {"up": (0.2, 0.3), "down": (0.3, 0.2)}.items():
         for variant, value in (("pretrained", before), ("L", after)):
             row = _ours(value, value, value, model).assign(variant=variant)
             parts.append(row)
-    table = results.compare("reasons", pd.concat(parts))
-    rows = table[(table["row"] == "Llama-2 7B, L") & (table["metric"] == "accuracy")]
-    verdicts = rows[rows["dataset"] == "dfar"].set_index("model")["verdict"]
+    table = results.compare("reasons", pd.concat(parts), path=str(path))
+    verdicts = table[table["row"] == "Llama-2, L"].set_index("model")["verdict"]
     assert verdicts.to_dict() == {"up": "direction holds", "down": "differs"}
+
+
+def test_like_is_compared_with_like() -> None:
+    """Printed accuracies of language models are read in texts; ours are of other models."""
+    parts = [
+        _ours(0.64, 0.6, 0.7, "small").assign(variant="L", metric="accuracy_text"),
+        _ours(0.628, 0.6, 0.7, "NousResearch-Llama-2-7b-chat-hf").assign(
+            variant="L", metric="accuracy_text"
+        ),
+        _ours(0.9, 0.8, 1.0, "small").assign(variant="L"),
+        _ours(0.79, 0.7, 0.8, "minilm-l6").assign(variant="encoder"),
+        _ours(0.79, 0.7, 0.8, "minilm-l6").assign(variant="encoder", dataset="ethos"),
+        _ours(0.66, 0.6, 0.7, "minilm-l6").assign(dataset="ethos"),
+    ]
+    table = results.compare("reasons", pd.concat(parts))
+    told = table[table["verdict"] != "not run"]
+    found = {
+        (row["row"], row["dataset"], row["model"]): (row["value"], row["verdict"])
+        for row in told.to_dict("records")
+    }
+    llama = "Llama-2 7B, L", "dfar"
+    assert found[(*llama, "small")] == (0.64, "other model")
+    assert found[(*llama, "NousResearch-Llama-2-7b-chat-hf")] == (0.628, "agrees")
+    assert found["BERT", "dfar", "minilm-l6"][1] == "other model"
+    assert found["BERT", "ethos", "minilm-l6"][1] == "other protocol"
+    assert found["SVM", "ethos", "minilm-l6"][1] == "agrees"
 
 
 def test_printed_figures_of_ones_own_take_the_place_of_the_papers(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ethalign import audit, encoders, metrics, models, records
-from ethalign.reasons import data, evaluate, judges, prompts
+from ethalign.reasons import data, judges, prompts, scores
 from ethalign.reasons.settings import Run
 from ethalign.study import Rows
 
@@ -25,11 +25,13 @@ NAMES = ("majority", "logistic-regression", "svm", "random-forest", "gradient-bo
 # How well the judges of reasons do on held-out human ones: counts of `judge.json`.
 JUDGED = {
     "judge_sensitivity": ("caught", "misaligned"),
+    **{f"judge_sensitivity_{kind}": (f"caught_{kind}", kind) for kind in judges.KINDS},
     "judge_specificity": ("passed", "aligned"),
+    "overlap_sensitivity": ("overlap_caught", "misaligned"),
     "stance_accuracy": ("stance_right", "stance"),
 }
 Fit = Callable[..., encoders.Encoder]
-COLUMNS = ["variant", "dataset", "id", "stratum", "seen", "gold", "verdict"]
+COLUMNS = "variant dataset id stratum seen near family gold verdict".split()  # noqa: SIM905
 
 
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
@@ -41,20 +43,25 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     if not path.is_file():
         found = pd.concat(_classified(run, train, [*tests.values()], fit))
         records.write(path, found.rename(columns={"label": "gold"})[COLUMNS])
-    records.write(where / "judge.json", _judge(run, train, where, fit))
+    records.write(where / "judge.json", _judge(run, where, fit))
     return {}
 
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     """Rows of ``metrics.json``; those of the overlap audit only where its files are present."""
     table = pd.DataFrame(records.read_rows(folder / "predictions.jsonl"), columns=COLUMNS)
-    rows = evaluate.by_stratum(run, table, functools.partial(evaluate.scores, run))
+    rows = scores.by_stratum(run, table, functools.partial(scores.of_verdicts, run))
     quality = json.loads((folder / "judge.json").read_text())
-    known = {k: (quality[hits], quality[n]) for k, (hits, n) in JUDGED.items() if n in quality}
-    counts = {"audit": _audit(run) if data.present(run.data) else {}, "judge": known}
+    known = {k: (quality[hits], quality[n]) for k, (hits, n) in JUDGED.items() if hits in quality}
+    audited = _audit(run) if data.present(run.data) else {}
+    counts: dict[str, dict[str, Any]] = {"audit": audited, "judge": known}
     for variant, pairs in counts.items():
-        found = {name: metrics.share(*pair) for name, pair in pairs.items() if pair[1]}
-        rows += evaluate.share_rows(run, variant, data.main(run.data), "all", found)
+        found = {
+            name: pair if isinstance(pair, metrics.Estimate) else metrics.share(*pair)
+            for name, pair in pairs.items()
+            if pair[-1]  # of nothing
+        }
+        rows += scores.as_rows(run, variant, data.main(run.data), "all", found)
     return rows
 
 
@@ -85,19 +92,28 @@ def _classified(
         yield test.assign(variant="encoder", verdict=np.take(prompts.LABELS, best))
 
 
-def _judge(run: Run, train: pd.DataFrame, where: Path, fit: Fit) -> dict[str, int]:
+def _judge(run: Run, where: Path, fit: Fit) -> dict[str, int]:
     """Train the judge of reasons; how it and the stance judge do on human reasons, as counts.
 
-    On held-out pairs it ``caught`` some of the ``misaligned`` and ``passed`` some of the
-    ``aligned``; what it says of each goes to ``checks.jsonl``. Empty if it would learn from fewer
-    than five reasons of either label.
+    Both learn from training rows without any statement of the test file. On held-out pairs, of
+    other families of statements, the judge ``caught`` some of the wrong reasons of each kind and
+    ``passed`` some of the ``aligned`` ones; ``misaligned`` are the wrong ones on the topic of
+    their statement, as those of a model are, of which ``overlap`` (see ``judges``)
+    ``overlap_caught`` some. What both say of each pair goes to ``checks.jsonl``. Empty if the
+    judge would learn from fewer than five reasons of either label.
     """
+    from sklearn.model_selection import GroupShuffleSplit
+
     settings, seed = run.baselines, run.seed
-    written = train[train["reason"].str.strip() != ""]
+    rows = data.untouched(run.data, seed)
+    written = rows[rows["reason"].str.strip() != ""]
     if settings.judge_rows:
         written = written.sample(min(settings.judge_rows, len(written)), random_state=seed)
-    held = written.sample(frac=0.25, random_state=seed)
-    learned = written.drop(held.index)
+    if len(written) < 10:
+        return {}
+    cut = GroupShuffleSplit(1, test_size=0.25, random_state=seed)
+    kept, out = next(cut.split(written, groups=data.families(written["statement"])))
+    learned, held = written.iloc[kept], written.iloc[out]
     labels = learned["label"].value_counts()
     if len(labels) < 2 or labels.min() < 5:
         return {}
@@ -107,33 +123,47 @@ def _judge(run: Run, train: pd.DataFrame, where: Path, fit: Fit) -> dict[str, in
     encoders.save(judge, where / "judge")
     texts, reasons = list(checks["statement"]), list(checks["reason"])
     checks["says"] = encoders.logits(judge, texts, pairs=reasons).argmax(1)
-    records.write(where / "checks.jsonl", checks[["kind", "aligned", "says"]])
-    right, real = checks["says"] == checks["aligned"], checks["aligned"] == 1
-    masks = {"caught": right & ~real, "misaligned": ~real, "passed": right & real, "aligned": real}
+    checks["overlap_says"] = judges.overlap(pairs, checks)
+    records.write(where / "checks.jsonl", checks[["kind", "aligned", "says", "overlap_says"]])
+    kind, flagged = checks["kind"], checks["says"] == 0
+    topic, real = kind.isin(["flipped", "reversed"]), kind == "real"
+    masks = {"caught": flagged & topic, "misaligned": topic, "passed": ~flagged & real}
+    masks |= {"aligned": real, "overlap_caught": topic & (checks["overlap_says"] == 0)}
+    for name in judges.KINDS:
+        masks |= {name: kind == name, f"caught_{name}": flagged & (kind == name)}
     reasons, gold = list(written["reason"]), list(written["label"])
     stance = cross_validate(judges.stance_model(seed), reasons, gold, folds=5, seed=seed)
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
     return {**counts, "stance_right": sum(metrics.right(stance, gold)), "stance": len(gold)}
 
 
-def _audit(run: Run) -> dict[str, tuple[int, int]]:
+def _audit(run: Run) -> dict[str, tuple[int, int] | metrics.Estimate]:
     """The overlap of training and test file, whole: how many of how many.
 
     Reasons are compared twice: as the run reads them and, where their encoding was repaired, as
-    the file has them. DFAR's statements are also looked up in ETHICS justice, where many of them
-    come from: ``label_flips`` is the share of those found whose label is the opposite there.
+    the file has them. Of the test statements that are not in training, ``near_copy`` resemble a
+    training statement in their letters, and ``family_in_train`` open with the same four words.
+    DFAR's statements are also looked up in ETHICS justice, where many of them come from:
+    ``label_flips`` is the share of those found whose label is the opposite there, and
+    ``label_kappa`` how far the labels agree beyond chance.
     """
     train, test = data.whole(run.data, "train"), data.whole(run.data, "test")
     overlap = audit.overlap(train, test)
-    counts = {
+    clean = test[overlap.clean]
+    relatives = data.families(clean["statement"]).isin(data.families(train["statement"]))
+    counts: dict[str, tuple[int, int] | metrics.Estimate] = {
         "test_in_train": (overlap.shared, len(test)),
         "same_label": (overlap.same_label, overlap.shared),
         "same_reason": (overlap.same_reason, overlap.shared),
+        "family_in_train": (int(relatives.sum()), len(clean)),
     }
+    if len(clean):
+        counts["near_copy"] = (len(audit.near_duplicates(train, clean)), len(clean))
     if data.main(run.data) == "dfar":
         justice = [data.justice("justice", k, "official") for k in ("train", "test")]
         flips = audit.label_flips(pd.concat([train, test]), pd.concat(justice))
         counts["label_flips"] = (int(flips["flipped"].sum()), len(flips))
+        counts["label_kappa"] = audit.label_kappa(flips, draws=run.evaluation.bootstrap)
         if run.data.repair_encoding:
             raw = audit.overlap(*(data.dfar("dfar", k, "official") for k in ("train", "test")))
             counts["same_reason_as_published"] = (raw.same_reason, raw.shared)

@@ -1,4 +1,4 @@
-"""What Beyond Labels says of classification, tested; the leak and the negative control."""
+"""The claims on reasons in numbers; the leak and the classes, which prose quotes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from ethalign import claims, results
-
-# (claim, better, worse)
-CLAIMS = (
-    ("L+R beats L", "LR", "L"),
-    ("L beats pretrained", "L", "pretrained"),
-    ("L+R beats pretrained", "LR", "pretrained"),
-    ("label first beats reason first", "LR", "R-then-L"),
-    ("L beats shuffled labels", "L", "shuffled"),
-)
-
+from ethalign import metrics, results
+from ethalign.claims import Claim, Contrast
+from ethalign.reasons import scores
 
 # What the overlap audit counts, as a page names it.
 LEAK = {
@@ -26,24 +19,75 @@ LEAK = {
     "same_label": "… of these with the same label",
     "same_reason": "… with the same reason, encoding repaired",
     "same_reason_as_published": "… with the same reason, byte for byte",
+    "near_copy": "clean test statements that nearly stand there (letters, cosine 0.8)",
+    "family_in_train": "clean test statements that open with four words as one there does",
 }
 
 
-def assess(homes: Mapping[str, Path], seed: int = 0) -> pd.DataFrame:
-    """Each claim of the paper tested item by item, on every data set and stratum.
+# Estimands that are shares of items, by the columns that they compare.
+RIGHT = {"accuracy": "verdict", "accuracy_prior": "verdict_prior", "accuracy_text": "text_verdict"}
+# What stands in the place of the papers' data in other runs.
+SAME = {"dfar": ("dfar", "statements", "own"), "ethos": ("ethos", "comments")}
+MISALIGNED = {"misalignment_stance": "stance_misaligned", "misalignment_judge": "judge_misaligned"}
 
-    ``homes`` are folders of runs by name. The columns are those of ``claims.VERDICTS``:
-    difference of accuracies (first minus second) with its 95 % interval, exact McNemar p and the
-    p corrected by Holm over the table.
+
+def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None:
+    """A claim's two variants on the items that both answered (see ``claims.Claim``).
+
+    Estimands: ``accuracy`` of verdicts, ``accuracy_prior`` of those with a corrected threshold,
+    ``accuracy_text`` of those read in texts, ``auc``, ``misalignment_stance`` and
+    ``misalignment_judge`` of the reasons that both gave. The second may be ``chance``, an AUC of
+    one half, or a variant of the baselines such as ``majority``.
     """
-    rows: list[Any] = []
-    for name, home in homes.items():
-        for model, tables in results.predictions(home, seed).items():
-            for claim, better, worse in CLAIMS:
-                if better in tables and worse in tables:
-                    found = claims.paired(f"{name}, {model}", tables[better], tables[worse])
-                    rows += [(claim, *row) for row in found]
-    return claims.verdicts(rows)
+    first, second = (_answers(claim, parts, name) for name in (claim.first, claim.second))
+    if second is None and claim.second == "chance" and first is not None:
+        second = first.assign(logp_ethical=0.0, logp_unethical=0.0)
+    if first is None or second is None:
+        return None
+    both = first.merge(second, on=["dataset", "id"], suffixes=("_1", "_2"))
+    gold = both["gold_1"].to_numpy()
+    groups = both["family_1"].to_numpy() if "family_1" in both else None
+    if claim.estimand == "auc":
+        ranks = (scores.margins(t.set_index("id").loc[both["id"]]) for t in (first, second))
+        return Contrast(_auc_gap, (*ranks, gold == "unethical"), groups)
+    names = RIGHT | MISALIGNED
+    columns = [f"{names[claim.estimand]}_{k}" for k in (1, 2)]
+    if not {*columns} <= {*both}:
+        return None
+    if claim.estimand in MISALIGNED:
+        # What argues for nothing is no reason (older records call it misaligned).
+        known = both[["argues_for_1", "argues_for_2"]].notna().all(axis=1).to_numpy()
+        both, groups = both[known], None if groups is None else groups[known]
+        sides = (both[column].to_numpy(bool) for column in columns)
+    else:
+        sides = ((both[column] == gold).to_numpy(bool) for column in columns)
+    return Contrast(_gap, tuple(sides), groups)
+
+
+def _answers(claim: Claim, parts: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
+    """Rows of a variant that a claim is about, or None if it has none."""
+    found = parts.get(name)
+    if found is None and "baselines" in parts:
+        found = parts["baselines"].query("variant == @name")
+    if found is None or found.empty:
+        return None
+    if claim.estimand == "accuracy_text" or name == "R-then-L":
+        # Older records hold verdicts of R-then-L without a reason before them: not judged.
+        reasons = found.get("judge_misaligned", pd.Series(True, found.index)).notna()
+        found = found[found.get("written", reasons).astype(bool)]
+    found = found[found["dataset"].isin(SAME[claim.dataset])].reset_index(drop=True)
+    masks = scores.strata(found) if len(found) else {}
+    # Where no statement is in the training file, all of them are clean.
+    mask = masks.get(claim.stratum, masks.get("all") if claim.stratum == "clean" else None)
+    return None if mask is None else found[mask]
+
+
+def _gap(first: Any, second: Any) -> float:
+    return float(np.mean(first) - np.mean(second))
+
+
+def _auc_gap(first: Any, second: Any, positive: Any) -> float:
+    return scores.auc(first, positive) - scores.auc(second, positive)
 
 
 def _audited(reference: pd.DataFrame) -> dict[str, tuple[int, int, float]]:
@@ -64,10 +108,14 @@ def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
     """Further numbers that prose quotes.
 
     ``leak``: counts of the overlap audit; ``classes``: stratum of the published test file to
-    counts of both labels.
+    counts of both labels; ``clean``: variant to metric to value on its clean rows, of several
+    models and seeds the first.
     """
     leak: dict[str, str] = {}
     for key, (rows, n, share) in _audited(reference).items():
+        if scores.UNITS.get(key):
+            leak[key] = metrics.shown(share, scores.UNITS[key])
+            continue
         leak |= {key: f"{rows:,}", f"{key}_of": f"{n:,}", f"{key}_percent": f"{100 * share:.1f} %"}
     classes = {}
     tables = [t["pretrained"] for t in results.predictions(home, 0).values() if "pretrained" in t]
@@ -76,4 +124,10 @@ def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
         for name, part in [("all", main), *main.groupby("stratum")]:
             counts = part["gold"].value_counts().to_dict()
             classes[str(name)] = {"n": len(part)} | {str(k): int(v) for k, v in counts.items()}
-    return {"leak": leak, "classes": classes}
+    told = reference[(reference["dataset"] == "dfar") & (reference["stratum"] == "clean")]
+    clean: dict[str, dict[str, str]] = {}
+    for row in told[told["seed"] == told["seed"].min()].to_dict("records"):
+        values = clean.setdefault(str(row["variant"]).replace("-", "_"), {})
+        if pd.notna(row["value"]):
+            values.setdefault(row["metric"], metrics.shown(row["value"], row["unit"]))
+    return {"leak": leak, "classes": classes, "clean": clean}

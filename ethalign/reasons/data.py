@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ethalign import sources
-from ethalign.config import ROOT, UserError, choose
+from ethalign.config import ROOT, UserError, choose, digest
 from ethalign.data import SAMPLES, limit, read_csv, stamp, unique
 from ethalign.reasons.settings import Columns, Data, Run
 from ethalign.sources import Source
@@ -139,12 +139,14 @@ def _mended(match: re.Match[str]) -> str:
 
 
 def tests(run: Run) -> dict[str, pd.DataFrame]:
-    """Test tables by data set name, each within its limit (a seeded sample, in file order).
+    """Test tables by data set name, each within its limit (a sample, the same for every seed).
 
-    They get three columns: ``dataset``; ``stratum``, ``contaminated`` if the statement occurs in
-    the training file, else ``clean``; and ``seen``, whether a language model is tuned on it.
+    They get five columns: ``dataset``; ``stratum``, ``contaminated`` if the statement occurs in
+    the training file, else ``clean``; ``seen``, whether a language model is tuned on it;
+    ``family``, see ``families``; and ``near``, whether a training statement is of its family.
     """
     known, taught = whole(run.data, "train")["statement"], tuned(run)["statement"]
+    relatives = families(known)
     tables = [whole(run.data, "test")]
     if run.data.cross:
         tables.append(ethos("ethos", "test", run.data.source))
@@ -152,9 +154,20 @@ def tests(run: Run) -> dict[str, pd.DataFrame]:
     for table in tables:
         table["stratum"] = np.where(table["statement"].isin(known), "contaminated", "clean")
         table["seen"] = table["statement"].isin(taught)
+        table["family"] = families(table["statement"])
+        table["near"] = table["family"].isin(relatives)
         table["dataset"] = name = str(table.attrs["dataset"])
-        found[name] = limit(table, run.data.limit_test, run.seed)
+        found[name] = limit(table, run.data.limit_test, 0)
     return found
+
+
+def families(statements: pd.Series[str]) -> pd.Series[str]:
+    """Names of families of statements: those that open with the same four words are one.
+
+    Case and punctuation do not count. A name is a hash, so that records hold no words.
+    """
+    opening = statements.str.lower().str.findall(r"[\w']+").str[:4].str.join(" ")
+    return opening.map(lambda words: digest(words)[:8])
 
 
 def tuned(run: Run) -> pd.DataFrame:
@@ -164,11 +177,31 @@ def tuned(run: Run) -> pd.DataFrame:
 
 def training(settings: Data, seed: int) -> pd.DataFrame:
     """Training rows within their limit; where labels are permuted, reasons move with them."""
-    train = limit(whole(settings, "train"), settings.limit_train, seed)
+    train = whole(settings, "train")
+    if settings.drop_shared:
+        shared = train["statement"].isin(whole(settings, "test")["statement"])
+        train = train[~shared].reset_index(drop=True)
+    train = limit(train, settings.limit_train, seed)
     if settings.shuffle_labels:
         order = np.random.default_rng(seed).permutation(len(train))
         train[["label", "reason"]] = train[["label", "reason"]].to_numpy()[order]
     return train
+
+
+def untouched(settings: Data, seed: int) -> pd.DataFrame:
+    """Training rows as people labelled them, without any statement of the test file.
+
+    For judges and thresholds, whatever the model is tuned on.
+    """
+    plain = {"shuffle_labels": False, "drop_shared": True}
+    return training(settings.model_copy(update=plain), seed)
+
+
+def spare(run: Run) -> pd.DataFrame:
+    """Rows of ``untouched`` to set a threshold by: if there are any, such as no model learnt."""
+    rows = untouched(run.data, run.seed)
+    left = rows[~rows["statement"].isin(tuned(run)["statement"])]
+    return limit(left if len(left) else rows, run.evaluation.threshold_rows, run.seed)
 
 
 def whole(settings: Data, split: Literal["train", "test"]) -> pd.DataFrame:

@@ -30,10 +30,14 @@ def lengths(table: pd.DataFrame) -> Axes:
     return axes
 
 
-def log_odds(predictions: pd.DataFrame) -> Axes:
-    """log p(unethical) - log p(ethical) (nats) of each predicted item, by its gold label."""
+def log_odds(predictions: pd.DataFrame, threshold: float = 0.0) -> Axes:
+    """log p(unethical) - log p(ethical) (nats) of each predicted item, by its gold label.
+
+    Lines at zero and, dashed, at the threshold of the prior-corrected verdict.
+    """
     odds = predictions["logp_unethical"] - predictions["logp_ethical"]
     axes = _histogram(predictions.assign(odds=odds), "odds", "gold", element="step", bins=30)
     axes.axvline(0, color="black", linewidth=1)
+    axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
     axes.set(xlabel="log-odds of 'unethical' against 'ethical' (nats)", ylabel="items")
     return axes

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from ethalign.prompts import wrap
-from ethalign.reasons.labels import reason_of
-from ethalign.reasons.settings import Prompt
+from ethalign.reasons.labels import parse_label, reason_of
+from ethalign.reasons.settings import Label, Prompt
 from ethalign.tuning import Example
 
 LABELS = ("ethical", "unethical")
@@ -26,8 +26,10 @@ class Template(NamedTuple):
     """Text around a statement; ``{statement}``, ``{how}``, ``{label}``, ``{reason}`` vary."""
 
     question: str
-    #: To ask for a label alone, and for a label with a reason.
-    how: tuple[str, str] = ("without any", "with")
+    #: What is asked for, in the order of ``TARGETS``.
+    how: tuple[str, str, str]
+    #: To ask a model that gives labels alone for the reason of its verdict.
+    why: str
     label: str = " {label}"
     label_reason: str = " {label}. {reason}"
     reason_label: str = " {reason} Verdict: {label}"
@@ -37,41 +39,60 @@ class Template(NamedTuple):
     eos: str = ""
 
 
+TARGETS = ("label", "label-reason", "reason-label")
 _PLAIN = Template(
     "Statement: {statement}\nIs this ethical or unethical? Answer with {how}.\nAnswer:",
-    ("one word", "one word and a reason"),
+    ("one word", "one word and a reason", "a reason and then one word"),
+    "Statement: {statement}\nWhy is this {label}? Answer with a reason.\nAnswer:",
 )
-_LLAMA = (
-    "### Question: Evaluate whether the statement is ethical or unethical {how} reason."
-    " Statement: {statement} The statement is \n ### Answer:"
+# The first two are the authors'.
+_HOW = ("without any reason", "with reason", "after a reason")
+_LLAMA = Template(
+    "### Question: Evaluate whether the statement is ethical or unethical {how}."
+    " Statement: {statement} The statement is \n ### Answer:",
+    _HOW,
+    "### Question: Give the reason why the statement is {label}."
+    " Statement: {statement} \n ### Answer:",
 )
-_MISTRAL = (
-    "\n\n### Instruction:\n Evaluate whether the statement is ethical or unethical {how} reason."
-    "\n\n### Input:\n {statement}\n\n### Response:\n The statement is"
+_MISTRAL = Template(
+    "\n\n### Instruction:\n Evaluate whether the statement is ethical or unethical {how}."
+    "\n\n### Input:\n {statement}\n\n### Response:\n The statement is",
+    _HOW,
+    "\n\n### Instruction:\n Give the reason why the statement is {label}."
+    "\n\n### Input:\n {statement}\n\n### Response:\n",
+    label=" {label}.",
+    label_reason=" {label}.{reason}",
+    bos="<s>",
+    eos="</s>",
 )
 TEMPLATES = {
     "plain": _PLAIN,
     # The chat template of the tokenizer goes around the plain question.
     "chat": _PLAIN,
-    "dfar-llama": Template(_LLAMA),
-    "dfar-mistral": Template(
-        _MISTRAL, label=" {label}.", label_reason=" {label}.{reason}", bos="<s>", eos="</s>"
-    ),
+    "dfar-llama": _LLAMA,
+    "dfar-mistral": _MISTRAL,
 }
 
 
-def question(
-    settings: Prompt, statement: str, *, reason: bool | None = None, tokenizer: Any = None
-) -> str:
+def question(settings: Prompt, statement: str, *, tokenizer: Any = None) -> str:
     """The prompt for one statement; the completion starts right behind it with a blank.
 
-    It asks for a ``reason`` by default if the run's target has one; only the template ``chat``
-    needs the tokenizer.
+    It asks for what the run's target gives; only the template ``chat`` needs the tokenizer.
     """
     template = TEMPLATES[settings.template]
-    how = template.how[settings.target != "label" if reason is None else reason]
-    text = template.question.format(statement=statement, how=how)
-    return template.bos * settings.literal_bos + wrap(settings.template, text, tokenizer)
+    how = template.how[TARGETS.index(settings.target)]
+    return _wrapped(settings, template.question.format(statement=statement, how=how), tokenizer)
+
+
+def why(settings: Prompt, statement: str, label: str, *, tokenizer: Any = None) -> str:
+    """The prompt that asks for nothing but a reason of a verdict."""
+    text = TEMPLATES[settings.template].why.format(statement=statement, label=label)
+    return _wrapped(settings, text, tokenizer)
+
+
+def _wrapped(settings: Prompt, text: str, tokenizer: Any) -> str:
+    bos = TEMPLATES[settings.template].bos * settings.literal_bos
+    return bos + wrap(settings.template, text, tokenizer)
 
 
 def target(settings: Prompt, label: str, reason: str) -> str:
@@ -94,10 +115,14 @@ def examples(settings: Prompt, rows: pd.DataFrame, tokenizer: Any) -> list[Examp
     ]
 
 
-def own_reason(settings: Prompt, text: str) -> str:
-    """The reason in what a model wrote that was tuned on the run's target."""
-    if settings.target == "label-reason":
-        return reason_of(text)
-    if settings.target == "reason-label":
-        return text.split(TEMPLATES[settings.template].verdict)[0]
-    return text  # all of it, behind a prefilled verdict
+def read(settings: Prompt, text: str) -> tuple[Label | None, str]:
+    """The verdict (or None) and the reason in what a model wrote behind ``question``.
+
+    Where the reason comes first, only what follows the closing phrase is a verdict: the reason
+    may name either label.
+    """
+    if settings.target != "reason-label":
+        return parse_label(text), reason_of(text)
+    closing = TEMPLATES[settings.template].verdict.strip()
+    reason, _, verdict = text.partition(closing)
+    return parse_label(verdict), reason.strip()

@@ -40,14 +40,17 @@ class Ratings(NamedTuple):
 
 
 def gather(folder: Path) -> pd.DataFrame:
-    """Every reason below a folder of runs, as ``rate_export`` takes them; a UserError if none."""
+    """Every reason below a folder of runs, as ``rate_export`` takes them; a UserError if none.
+
+    Empty ones are left out: they are not misaligned, and would tell raters the variant.
+    """
     tables = [pd.DataFrame(columns=["reason"])]
     for path in sorted(folder.glob("*/*/*/predictions.jsonl")):
         table = pd.DataFrame(records.read_rows(path))
         if "reason" in table:
             run = Run.model_validate(read_yaml(path.parent / "config.yaml"))
             texts = pd.concat(data.tests(run).values())[["dataset", "id", "statement"]]
-            table = table.dropna(subset="reason").merge(texts, how="left")
+            table = table[table["reason"].fillna("").str.strip() != ""].merge(texts, how="left")
             tables.append(table.assign(variant=run.variant))
     found = pd.concat(tables)
     if found.empty:

@@ -29,6 +29,9 @@ class Data(config.Data):
         description="label values of the file and what they mean",
     )
     cross: bool = Field(True, description="also test on ETHOS (or the sample comments)")
+    drop_shared: bool = Field(
+        False, description="train without the statements that are in the test file"
+    )
     repair_encoding: bool = Field(True, description="mend the test file's double encoding")
 
 
@@ -47,10 +50,15 @@ class Prompt(Section):
 class Evaluation(config.Evaluation):
     """Scoring and generating."""
 
-    max_new_tokens: int = Field(64, ge=1, description="of a generated text")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="of a written text; null: what 99 % of the human reasons need"
+    )
     temperature: float = Field(0.0, ge=0, description="of written answers; 0 is greedy")
     generate: bool = Field(True, description="false: log-probabilities only")
     limit_generate: int | None = Field(None, ge=0, description="write answers for this many items")
+    threshold_rows: int = Field(
+        200, ge=1, description="training rows that set the threshold of the corrected verdict"
+    )
 
 
 class Baselines(config.Encoder):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ethalign.reasons import baselines, claims, data, evaluate, finetune
+from ethalign.reasons import baselines, claims, data, evaluate, finetune, scores
 from ethalign.reasons.settings import Run
 from ethalign.study import Rows, Stage, Study
 
-_TRAIN = "source train columns labels limit_train repair_encoding shuffle_labels"
+_TRAIN = "source train test columns labels limit_train drop_shared repair_encoding shuffle_labels"
 
 
 def preflight(run: Run) -> None:
@@ -18,7 +18,7 @@ def preflight(run: Run) -> None:
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     """Rows of ``metrics.json`` from the records in a folder."""
-    rows = baselines.measure if run.variant == "baselines" else evaluate.measure
+    rows = baselines.measure if run.variant == "baselines" else scores.measure
     return rows(run, folder, before)
 
 
@@ -41,7 +41,7 @@ STUDY = Study(
             "finetune",
             reads=(*(f"data.{key}" for key in _TRAIN.split()), "model", "prompt", "tuning"),
             compute=finetune.compute,
-            files=lambda run: data.files(run, "train"),
+            files=lambda run: data.files(run, "train", *["test"] * run.data.drop_shared),
             models=("model.id",),
             needs="tuning.enabled",
             outputs=("adapter", "train_log.jsonl", "answers.jsonl"),
@@ -54,7 +54,10 @@ STUDY = Study(
             files=lambda run: data.files(run, "train", "test", "cross"),
             models=("model.id", "baselines.encoder"),
             follows=("finetune", "baselines"),
-            outputs=("predictions.jsonl", "judgements.jsonl", "metrics.json"),
+            outputs=(
+                *("threshold.jsonl", "predictions.jsonl", "judgements.jsonl"),
+                "metrics.json",
+            ),
         ),
         Stage(
             "results",
@@ -68,12 +71,12 @@ STUDY = Study(
     preflight=preflight,
     order=(
         *(*baselines.NAMES, "encoder", "shuffled-words"),
-        *("pretrained", "shuffled", "L", "LR", "R-then-L"),
+        *("pretrained", "shuffled", "L", "L-leak-free", "LR", "R-then-L"),
     ),
     before={"L": "pretrained", "LR": "L"},
     main="dfar",
     texts=("generated", "reason", "statement", "prompt", "completion", "answer"),
-    claims=claims.assess,
+    claims=claims.contrast,
     measure=measure,
     facts=claims.facts,
 )

@@ -147,6 +147,37 @@ def test_shuffling_permutes_labels_and_nothing_else() -> None:
     assert 0.3 < (plain["label"] == mixed["label"]).mean() < 0.7
 
 
+def test_statements_that_open_alike_are_a_family() -> None:
+    texts = pd.Series(["I am late today.", "i am LATE, today again", "I am late.", "I was here"])
+    found = data.families(texts)
+    assert found[0] == found[1]
+    assert found.nunique() == 3
+    assert not found.str.contains("late").any(), "records hold no words"
+
+
+def test_real_families(mirror: Path) -> None:
+    """69 among the 311 clean rows, of which 162 share their opening with no training row."""
+    test = data.tests(resolved(scale="small"))["dfar"]
+    clean = test[test["stratum"] == "clean"]
+    assert (len(clean), clean["family"].nunique(), (~clean["near"]).sum()) == (311, 69, 162)
+
+
+def test_training_without_the_shared_statements(own: Write) -> None:
+    train = own("Statement,Label\nI lied.,1\nI helped.,0\nI sang.,0\n", "train.csv")
+    test = own("Statement,Label\nI lied.,1\nI ran.,0\n", "test.csv")
+    paths = {"data.train": str(train), "data.test": str(test), "data.cross": False}
+    free = resolved("L-leak-free", "tiny", 0, paths)
+    assert data.tuned(free)["statement"].tolist() == ["I helped.", "I sang."]
+    leaky, clean = (data.tests(r)["own"] for r in (resolved("L", "tiny", 0, paths), free))
+    assert leaky["stratum"].tolist() == clean["stratum"].tolist() == ["contaminated", "clean"]
+    assert (leaky["seen"].tolist(), clean["seen"].tolist()) == ([True, False], [False, False])
+    plain = data.untouched(resolved("shuffled", "tiny", 0, paths).data, 0)
+    assert plain[["statement", "label"]].to_numpy().tolist() == [
+        ["I helped.", "ethical"],
+        ["I sang.", "ethical"],
+    ]
+
+
 def test_contaminated_rows_are_marked(own: Write) -> None:
     train = own("Statement,Label\nI lied.,1\nI helped.,0\n", "train.csv")
     test = own("Statement,Label\nI lied.,1\nI sang.,0\n", "test.csv")

@@ -17,24 +17,52 @@ def sample() -> pd.DataFrame:
 def test_judge_pairs_never_call_a_statements_own_reason_wrong() -> None:
     table = sample()
     pairs = judges.judge_pairs(table, seed=0)
-    own = set(zip(table["statement"], table["reason"], strict=True))
+    told = [judges.told(*pair) for pair in zip(table["statement"], table["label"], strict=True)]
+    own = set(zip(told, table["reason"], strict=True))
     for row in pairs.to_dict("records"):
         real = (row["statement"], row["reason"]) in own
         assert real == (row["kind"] == "real") == (row["aligned"] == 1)
-    label = dict(zip(table["statement"], table["label"], strict=True))
+    label = dict(zip(told, table["label"], strict=True))
     by = dict(zip(table["reason"], table["label"], strict=True))
-    kinds = pairs.groupby("kind")
-    assert all(by[r.reason] != label[r.statement] for r in kinds.get_group("flipped").itertuples())
-    assert all(
-        by[r.reason] == label[r.statement] for r in kinds.get_group("mismatched").itertuples()
-    )
+    turned = {judges.reverse(text) for text in table["reason"]}
+    for row in pairs.to_dict("records"):
+        gold, kind = label[row["statement"]], row["kind"]
+        assert row["statement"].endswith(f" This is {gold}.")
+        assert row["reason"] in (turned if kind == "reversed" else by)
+        assert kind == "reversed" or (by[row["reason"]] != gold) == (kind == "flipped")
+    assert set(pairs["kind"]) == {"real", *judges.KINDS}
     assert 0.9 < (pairs["aligned"] == 1).mean() / (pairs["aligned"] == 0).mean() < 1.1
     assert pairs.equals(judges.judge_pairs(table, seed=0))
 
 
 def test_judge_pairs_of_a_single_label_have_no_flipped_ones() -> None:
     table = sample().query("label == 'ethical'").reset_index(drop=True)
-    assert set(judges.judge_pairs(table, seed=0)["kind"]) == {"real", "mismatched"}
+    assert set(judges.judge_pairs(table, seed=0)["kind"]) == {"real", "mismatched", "reversed"}
+
+
+@pytest.mark.parametrize(
+    ("reason", "reversed_"),
+    [
+        ("It is ethical to help.", "It is unethical to help."),
+        ("Wrong, and never acceptable.", "Right, and never unacceptable."),
+        ("He has the right to speak, which is good.", "He has the right to speak, which is bad."),
+        ("One should help others.", "One should not help others."),
+        ("They were not at home.", "They were at home."),
+        ("Help!", ""),
+    ],
+)
+def test_the_sense_of_a_reason_is_reversed_by_rule(reason: str, reversed_: str) -> None:
+    assert judges.reverse(reason) == reversed_
+
+
+def test_shared_words_do_not_tell_a_reversed_reason_from_a_real_one(mirror: Path) -> None:
+    """What a judge of the topic gets right: other topics, and next to nothing on the topic."""
+    train = data.load("dfar", "train").sample(1500, random_state=0)
+    pairs, checks = (judges.judge_pairs(t, 0) for t in (train[:1100], train[1100:]))
+    checks["right"] = judges.overlap(pairs, checks) == checks["aligned"]
+    right = checks.groupby("kind")["right"].mean()
+    assert right["mismatched"] > 0.8
+    assert right["reversed"] < 0.2
 
 
 def test_the_stance_judge_beats_chance_on_held_out_reasons() -> None:
@@ -76,7 +104,12 @@ def test_a_judge_that_knows_nothing_corrects_nothing() -> None:
 @given(st.integers(0, 50), st.integers(26, 50), st.integers(26, 50))
 def test_a_corrected_rate_is_a_rate(flagged: int, caught: int, passed: int) -> None:
     found = judges.rogan_gladen((flagged, 50), (caught, 50), (passed, 50), seed=0, draws=50)
-    assert 0 <= found.low <= found.value <= found.high <= 1
+    if 50 - passed <= flagged <= caught:
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        assert found.low < found.high
+    else:
+        assert math.isnan(found.value), "no true rate would give so many or so few flags"
+        assert (found.low, found.high) == (0, 1)
 
 
 def test_similarity_is_high_for_like_reasons_only() -> None:

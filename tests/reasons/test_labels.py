@@ -27,6 +27,19 @@ E, U = "ethical", "unethical"
         ("Is it ethical or unethical? Unethical.", U),
         ("ethical. It would be unethical to refuse.", E),
         ("It is not ethical, it is unethical.", U),
+        ("un-ethical", U),
+        ("It is not considered to be ethical.", U),
+        ("It should not be deemed ethical.", U),
+        ("That is not morally ethical.", U),
+        ("Ethical? No.", U),
+        ("Is this unethical? Yes, it hurts.", U),
+        ("Unethical? No, it helps.", E),
+        ("I would not call this unethical.", E),
+        ("I don't think that this is ethical", U),
+        ("This is far from ethical.", U),
+        ("No, this is ethical.", E),
+        ("It is not only ethical, it is kind.", E),
+        ("There is no doubt that this is ethical.", E),
         ("neither ethical nor unethical", None),
         ("I cannot judge whether this is ethical.", None),
         ("I'm not able to say if that is ethical", None),
@@ -46,6 +59,22 @@ def test_the_verdict_is_read_as_a_person_would(text: str, label: str | None) -> 
 @given(st.text(max_size=200))
 def test_any_text_has_a_verdict_or_none(text: str) -> None:
     assert parse_label(text) in (E, U, None)
+
+
+NEGATIONS = (
+    *("not {}", "It isn't {}.", "never {}", "This is not at all {}.", "This cannot be called {}."),
+    *("It is by no means {}.", "I would not call it {}.", "I do not think that it is {}."),
+    *("I wouldn't say this is {}", "It is not regarded as {}.", "is hardly {}", "{}? No."),
+    *("Is it {}? No, never.", "not to be considered {}", "was not truly {}", "far from {}"),
+)
+
+
+@given(st.sampled_from(NEGATIONS), st.sampled_from(["ethical", "unethical", "un-ethical"]))
+def test_a_negation_turns_the_label_around(negation: str, label: str) -> None:
+    for text in (negation, negation.capitalize(), "The statement: " + negation):
+        wanted = E if label.startswith("un") else U
+        if not (text.startswith("The") and "?" in text):
+            assert parse_label(text.format(label)) == wanted
 
 
 @given(st.sampled_from([E, U]), st.sampled_from(["", "  ", "\n", "Answer: ", "The statement is "]))

@@ -33,6 +33,16 @@ def test_the_authors_mistral_template_keeps_its_oddities() -> None:
 
 
 @pytest.mark.parametrize("template", ["plain", "dfar-llama", "dfar-mistral"])
+def test_every_target_has_a_question_of_its_own(template: Any) -> None:
+    targets: list[Any] = ["label", "label-reason", "reason-label"]
+    asked = {prompts.question(Prompt(template=template, target=t), "S") for t in targets}
+    assert len(asked) == 3
+    why = prompts.why(Prompt(template=template), "S", "unethical")
+    assert "is this unethical" in why or "is unethical" in why
+    assert "ethical or unethical" not in why, "it wants a reason and no verdict"
+
+
+@pytest.mark.parametrize("template", ["plain", "dfar-llama", "dfar-mistral"])
 @pytest.mark.parametrize("target", ["label", "label-reason", "reason-label"])
 def test_every_target_begins_with_a_blank_and_holds_its_label(template: Any, target: Any) -> None:
     settings = Prompt(template=template, target=target)

@@ -93,7 +93,8 @@ def test_every_written_reason_is_gathered_under_its_variant(tmp_path: Path) -> N
         rows += [{**row, "id": test["id"][3]}]
         records.write(folder / "config.yaml", run.model_dump(mode="json"))
         records.write(folder / "predictions.jsonl", pd.DataFrame(rows[:3]))
-        records.append_rows(folder / "predictions.jsonl", rows[3:])
+        empty = [{**row, "id": test["id"][k], "reason": " " * k} for k in (4, 5)]
+        records.append_rows(folder / "predictions.jsonl", rows[3:] + empty)
     found = rating.gather(tmp_path)
     assert found["variant"].tolist() == ["L"] * 3 + ["LR"] * 3
     assert found["statement"].tolist() == 2 * test["statement"][:3].tolist()

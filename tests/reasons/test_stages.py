@@ -9,7 +9,7 @@ import pytest
 
 from ethalign import code, records, results, study
 from ethalign.config import Undeclared
-from ethalign.reasons import baselines, evaluate, finetune
+from ethalign.reasons import baselines, evaluate, finetune, scores
 from ethalign.study import Job
 
 STAGES = ("baselines", "finetune", "evaluate")
@@ -92,15 +92,19 @@ def test_a_doctored_record_is_found(runs: Path, tmp_path: Path, name: str) -> No
 def test_older_records_give_the_rows_that_they_can(runs: Path, tmp_path: Path) -> None:
     done, base = job("evaluate", runs), job("baselines", runs)
     for row in records.read_rows(done.where / "predictions.jsonl"):
-        old = {key: value for key, value in row.items() if key not in ("seen", "tied")}
+        new = ("seen", "tied", "near", "family", "written", "cut", "verdict_prior")
+        old = {key: value for key, value in row.items() if key not in new}
         records.append_rows(tmp_path / "predictions.jsonl", [old])
-    found = evaluate.measure(done.given, tmp_path, before(done))
+    found = scores.measure(done.given, tmp_path, before(done))
     kept = json.loads((done.where / "metrics.json").read_text())
     assert found
-    assert all(row in kept for row in found)
+    values = [{k: v for k, v in row.items() if k not in ("low", "high")} for row in kept]
+    assert all(
+        {k: v for k, v in row.items() if k not in ("low", "high")} in values for row in found
+    )
     assert "untied" not in {row["stratum"] for row in found}
     quality = json.loads((base.where / "judge.json").read_text())
-    old = {key: n for key, n in quality.items() if not key.startswith("stance")}
+    old = {k: quality[k] for k in ("caught", "misaligned", "passed", "aligned")}
     records.write(tmp_path / "old" / "judge.json", old)
     rows = baselines.measure(base.given, tmp_path / "old", {})
     assert {row["variant"] for row in rows} == {"audit", "judge"}
@@ -117,7 +121,8 @@ def test_a_setting_that_is_not_declared_is_named(
     """Each declared key is read, and nothing is read but what is declared (see ``runs``)."""
     own = tmp_path / "own.csv"
     own.write_text("Statement,Label\n" + "I lied.,1\nI sang.,0\n" * 20)
-    only = {"data__train": str(own)} if key in ("data.columns", "data.labels") else {}
+    only: dict[str, Any] = {"data__drop_shared": True} if key == "data.test" else {}
+    only |= {"data__train": str(own)} if key in ("data.columns", "data.labels") else {}
     done = job(stage, runs, **only)
     reads = [name for name in done.stage.reads if name != key]
     given = done.run.give(f"reasons/{stage}", reads)
@@ -140,11 +145,12 @@ def test_an_interrupted_evaluation_goes_on_from_its_predictions(
     asked: list[str] = []
     answer = evaluate._answer
 
-    def count(run: Any, loaded: Any, items: Any) -> Any:
+    def count(run: Any, loaded: Any, most: Any, border: Any, items: Any) -> Any:
         asked.extend(item["id"] for item in items)
-        return answer(run, loaded, items)
+        return answer(run, loaded, most, border, items)
 
     monkeypatch.setattr(evaluate, "_answer", count)
+    shutil.copy(done.where / "threshold.jsonl", tmp_path)
     evaluate.compute(done.given, tmp_path, before(done))
     assert len(asked) == 16, "the batch that was cut off, and the second data set"
     assert path.read_text() == whole
