@@ -198,10 +198,14 @@ def untouched(settings: Data, seed: int) -> pd.DataFrame:
 
 
 def spare(run: Run) -> pd.DataFrame:
-    """Rows of ``untouched`` to set a threshold by: if there are any, such as no model learnt."""
+    """Rows of ``untouched`` to set a threshold by: if there are any, such as no model learnt.
+
+    Their ``stratum`` says so: ``held-out``, or ``tuned``.
+    """
     rows = untouched(run.data, run.seed)
-    left = rows[~rows["statement"].isin(tuned(run)["statement"])]
-    return limit(left if len(left) else rows, run.evaluation.threshold_rows, run.seed)
+    left = rows[~rows["statement"].isin(tuned(run)["statement"])].assign(stratum="held-out")
+    found = left if len(left) else rows.assign(stratum="tuned")
+    return limit(found, run.evaluation.threshold_rows, run.seed)
 
 
 def whole(settings: Data, split: Literal["train", "test"]) -> pd.DataFrame:

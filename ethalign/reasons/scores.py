@@ -35,7 +35,20 @@ def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     judgements = pd.DataFrame(records.read_rows(folder / "judgements.jsonl") if quality else [])
     # Older records tell written items only by what was read in their texts.
     items = pd.DataFrame([{"written": "text_verdict" in row, **row} for row in rows])
-    return measure_rows(run, items, judgements, quality)
+    return measure_rows(run, items, judgements, quality) + _held_out(run, folder)
+
+
+def _held_out(run: Run, folder: Path) -> Rows:
+    """How well labels are told apart on training rows that were not tuned on: to choose by."""
+    rows = pd.DataFrame(records.read_rows(folder / "threshold.jsonl"))
+    if "stratum" not in rows or (rows["stratum"] != "held-out").any():
+        return []
+    positive, margin = (rows["gold"] == "unethical").to_numpy(bool), margins(rows)
+    found = {
+        "auc": estimate(run, auc, rows, margin, positive),
+        "brier": estimate(run, _brier, rows, scipy.special.expit(margin), positive),
+    }
+    return as_rows(run, run.variant, "held-out", "all", found)
 
 
 def margins(predictions: pd.DataFrame) -> NDArray[np.float64]:

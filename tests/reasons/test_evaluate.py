@@ -306,6 +306,22 @@ def test_the_threshold_calls_as_many_training_rows_unethical_as_people_did(
     assert evaluate.threshold(run, tiny, kept[0], 8) == pytest.approx(border - 7, abs=1e-4)
 
 
+def test_settings_are_chosen_on_rows_that_were_held_out(
+    tmp_path: Path, tiny: models.Loaded
+) -> None:
+    some = resolved(overrides={"evaluation.threshold_rows": 40, "data.limit_train": None})
+    every = resolved(overrides={"evaluation.threshold_rows": 40})
+    limited = some.model_copy(update={"tuning": some.tuning.model_copy(update={"rows": 60})})
+    for run, expected in ((limited, {"auc", "brier"}), (every, set())):
+        path = tmp_path / "threshold.jsonl"
+        path.unlink(missing_ok=True)
+        evaluate.threshold(run, tiny, path, 8)
+        rows = scores._held_out(run, tmp_path)
+        assert {row["metric"] for row in rows if row["dataset"] == "held-out"} == expected
+    tuned = set(data.tuned(limited)["statement"])
+    assert not set(data.spare(limited)["statement"]) & tuned
+
+
 def test_near_identical_items_are_not_further_evidence() -> None:
     """Forty copies of two statements are two, not eighty items."""
     n = 40
