@@ -33,11 +33,7 @@ def verdicts(homes: Mapping[str, Path], seed: int = 0) -> pd.DataFrame:
 
     Honesty is compared where questions may be known or not (with its bootstrap p); where nobody
     can know, the share declined; and each method's loose accuracy with that of the unaligned
-    model (both with McNemar's p). See the shared ``claims.verdicts`` for the columns.
-
-    Args:
-        homes: name to a study's folder of runs (``runs/honesty/tiny``).
-        seed: which seed's predictions.
+    model (both with McNemar's p). ``homes`` are folders of runs (``runs/honesty/tiny``) by name.
     """
     found = [
         (claim, f"{dataset}, {name}", "all", *test)
@@ -50,10 +46,9 @@ def verdicts(homes: Mapping[str, Path], seed: int = 0) -> pd.DataFrame:
 def by_variant(
     homes: Mapping[str, Path], seed: int = 0, *, main: bool = False
 ) -> dict[str, Parts]:
-    """Test rows by run and model, and then by variant in the paper's order.
+    """Test rows (``main``: of the main data set) by run and model, then variant in their order.
 
-    Where the unaligned model has none, nothing can be compared. ``main`` leaves those of the main
-    data set alone. Committed runs hold decisions without words.
+    Where the unaligned model has none, nothing can be compared.
     """
     found: dict[str, Parts] = {}
     for name, home in homes.items():
@@ -108,10 +103,9 @@ def transitions(parts: Parts) -> dict[str, dict[tuple[Category, Category], int]]
 
 
 def confidences(part: pd.DataFrame, *, stated: bool) -> pd.DataFrame:
-    """Rows of ``evaluate.ask`` that are answers, with a column ``confidence`` in [0, 1].
+    """Answers with their ``confidence`` in [0, 1]: mean probability of tokens, or as ``stated``.
 
-    It is the mean probability of an answer's tokens, or what is ``stated``: the confidence that
-    the answer verbalizes; answers that verbalize none are left out.
+    Answers that verbalize no confidence have none ``stated`` and are left out.
     """
     values = part["stated"].to_numpy(float) if stated else np.exp(evaluate.confidence(part))
     kept = ~np.isnan(values) if stated else (part["verdict"] != "idk").to_numpy()
@@ -145,9 +139,8 @@ def plane(rows: pd.DataFrame, dataset: str) -> pd.DataFrame:
 def components() -> pd.DataFrame:
     """Does every printed honesty follow from prudence and over-conservativeness beside it?
 
-    Returns:
-        Per printed row the three figures, what the formula gives for the honesty, and
-        ``follows``: whether the two agree to the last printed digit (in per cent).
+    Per printed row the three figures, what the formula gives, and ``follows``: whether the two
+    agree to the last printed digit (in per cent).
     """
     table = results.reported("honesty")
     keys = ["dataset", "row"]

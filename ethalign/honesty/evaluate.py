@@ -68,16 +68,13 @@ def inquiries(run: Run, tests: dict[str, pd.DataFrame]) -> Rows:
 
 
 def ask(run: Run, loaded: Loaded, tests: dict[str, pd.DataFrame], path: Path) -> pd.DataFrame:
-    """Answers to all questions and requests, batch by batch, into a JSONL file.
-
-    Complete rows in the file are kept. ``tests`` are tables by name, the main one first.
+    """Answers to all questions (the main set first) and requests, into a JSONL file.
 
     Returns:
         A row per prompt: ``part, dataset, id, stratum, answer``; ``logp``, the mean
         log-probability of its tokens (nats); ``stated``, the confidence it verbalizes (or null);
         ``matched`` (string match), ``correct`` (loose: also of an answer that says idk) and
-        ``verdict``: ``correct``, ``wrong`` or ``idk``. Requests (part ``requests``) also have
-        ``nll`` (nats) and ``tokens`` of their reference response.
+        ``verdict``. Requests also have ``nll`` (nats) and ``tokens`` of their reference response.
     """
     size = knowledge.BATCHES * run.evaluation.batch_size
     fill = functools.partial(records.fill, path, keys=KEYS, size=size, what="answering")
@@ -133,10 +130,9 @@ def _reference(loaded: Loaded, prompt: str, text: str) -> dict[str, Any]:
 
 
 def measure_rows(run: Run, before: pd.DataFrame, after: pd.DataFrame) -> Rows:
-    """Rows of ``metrics.json`` of one variant.
+    """Rows of ``metrics.json`` from rows of ``ask`` of the unaligned model and of a variant.
 
-    From rows of ``ask`` of the unaligned model, and of this variant on the same questions. Where
-    a set has both, those with and those without an answer are strata.
+    Where a set has both, questions with and without an answer are strata.
     """
     tested, requests = (after[after["part"] == part] for part in ("test", "requests"))
     main = str(tested["dataset"].iloc[0])
@@ -164,11 +160,7 @@ def unknown(dataset: str, rows: pd.DataFrame) -> bool:
 
 
 def aligned(before: pd.DataFrame, after: pd.DataFrame) -> list[Category]:
-    """Categories of the model as it was, in the order of the rows of ``after``.
-
-    Raises:
-        ValueError: a question that it was not asked.
-    """
+    """Categories of the model as it was, in the order of ``after``; a ValueError if not asked."""
     known = before.set_index("id")["verdict"]
     if missing := set(after["id"]) - set(known.index):
         raise ValueError(f"the unaligned model was not asked {sorted(missing)[:3]}")

@@ -33,10 +33,9 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
 def examples(run: Run, probed: Iterable[Mapping[str, Any]], tokenizer: Any) -> list[Example]:
     """What the variant's method teaches about the rows of ``knowledge.jsonl``, one epoch.
 
-    Equal answers to one question (MULTISAMPLE has up to ten times the idk sentence) become one
-    row of that weight: the same loss, fewer tokens. ``data.shuffle_labels`` is the negative
-    control of ABSOLUTE: as many questions are declined, but drawn at random; the others are
-    answered as the model did, right or wrong.
+    Equal answers to one question become one row of that weight: the same loss, fewer tokens.
+    ``data.shuffle_labels`` is the negative control of ABSOLUTE: as many questions are declined,
+    but drawn at random; the others are answered as the model did, right or wrong.
     """
     rows, given, method = list(probed), run.honesty, cast(targets.Method, run.honesty.method)
     how: Any = {"tau": given.tau, "behaviour": given.behaviour, "sentence": given.sentence}

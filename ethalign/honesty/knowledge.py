@@ -36,11 +36,7 @@ PAIR = re.compile(r"\A\s*(?P<question>[^\n]{10,200}?\?)\s*\nA:[ ]*(?P<answer>[^\
 
 
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
-    """Ask, sample, let the model write questions of its own, and compare judges.
-
-    Writes ``greedy.jsonl`` (the whole pool), ``knowledge.jsonl`` (the sampled half-known subset),
-    ``pkqa.jsonl`` with ``funnel.json`` and ``judged.jsonl``.
-    """
+    """Ask the pool, sample half of it, have the model write its own questions, compare judges."""
     exact, judge = answering(run), judges.chosen(run)
     # Samples are drawn in the model's own precision.
     same = exact.dtype == models.choose_dtype(run.model.dtype, exact.device)[0]
@@ -104,9 +100,8 @@ def greedy(
 ) -> pd.DataFrame:
     """The model's greedy answer to every question of the pool, into a JSONL file.
 
-    Adds ``greedy_pred_text``, ``matched`` (what string match says) and ``greedy_label`` (1 if
-    right). As in the authors' evaluation an answer that string match finds is right, and the
-    other judge, where there is one, decides about the rest.
+    Adds ``greedy_pred_text``, ``matched`` (by string) and ``greedy_label`` (1 if right). As in
+    the authors' evaluation another judge decides only where string match finds nothing.
     """
 
     def work(chunk: Rows) -> Rows:
@@ -121,11 +116,9 @@ def greedy(
 
 
 def balanced(answered: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
-    """As many known as unknown questions by the greedy answer, in file order.
+    """At most ``rows``, as many known as unknown by the greedy answer, in file order.
 
-    At most ``rows`` rows of ``greedy`` are drawn, half of them of each kind; fewer if one kind is
-    rare, but never none. A model that knows nothing (or everything) gets what there is: then
-    nothing can be balanced.
+    Fewer if one kind is rare; a model that knows nothing, or everything, gets what there is.
     """
     known = answered["greedy_label"].astype(bool)
     parts = answered[known], answered[~known]
@@ -241,11 +234,10 @@ def rouge_l(first: str, second: str) -> float:
 
 
 def measure_rows(run: Run, dataset: str, answered: pd.DataFrame, sampled: pd.DataFrame) -> Rows:
-    """Rows of ``metrics.json``: what is known of the pool, and how the samples are spread.
+    """Rows of ``metrics.json``: the share of the pool that is answered right (``known_greedy``).
 
-    ``known_greedy`` is the share of the pool that is answered right; ``expected_accuracy`` the
-    mean share of right samples in the balanced subset, and ``knowns_k`` the share of its
-    questions with k right samples.
+    And of the balanced subset the mean share of right samples (``expected_accuracy``) and the
+    share of questions with k right ones (``knowns_k``).
     """
     m, found = run.honesty.samples, {}
     draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}

@@ -28,8 +28,7 @@ def question(
 ) -> str:
     """The prompt for one question; the answer starts right behind it with a blank.
 
-    Options, where a row has them, are listed by letter. With ``honest`` the model is allowed to
-    say that it does not know. Only the template ``chat`` needs a tokenizer.
+    ``honest`` allows the model to say that it does not know. Only ``chat`` needs a tokenizer.
     """
     text = str(row["question"])
     if isinstance(row.get("options"), list):

@@ -55,9 +55,7 @@ def is_idk(response: str, question: str) -> bool:
 def contains_answer(response: str, answers: Iterable[str]) -> bool:
     """Does a response contain any of the answers, after normalising both?
 
-    Normalised text is in lower case, without punctuation, articles and doubled blanks. An answer
-    of which nothing is left ("The") cannot be found. Very short answers match by accident; so do
-    they in the authors' evaluation.
+    An answer of which nothing is left ("The") cannot be found; short ones match by accident.
     """
     said = normalise(response)
     return any(answer and answer in said for answer in map(normalise, answers))
@@ -174,8 +172,7 @@ def threshold_sweep(
 def stated_confidence(response: str) -> float | None:
     """The confidence that a response verbalizes, in [0, 1]; None if it verbalizes none.
 
-    A percentage as CONFIDENCE-NUM learns it, or a phrase of CONFIDENCE-VERB, which stands for the
-    middle of its two tenths (``fairly confident`` for 0.75).
+    A percentage, or the middle of a phrase's two tenths (``fairly confident`` is 0.75).
     """
     said = _plain(response)
     if percent := re.search(r"(\d+(?:\.\d+)?) ?% confident", said):
@@ -187,12 +184,8 @@ def stated_confidence(response: str) -> float | None:
 def risk_coverage(confidence: Any, right: Any) -> tuple[Any, Any]:
     """How often a model errs if it answers only what it is most sure of (El-Yaniv, Wiener 2010).
 
-    Of n questions ``confidence`` is higher where it is surer, -inf where it declined; ``right``
-    are truth values, false where it declined.
-
-    Returns:
-        Coverage k/n and the share of errors among the k surest answers, k = 1 … n; answers of
-        equal confidence share their mean error, so that their order in the file does not count.
+    Of n questions ``confidence`` is -inf and ``right`` false where it declined. Returns coverage
+    k/n and the share of errors among the k surest, k = 1 … n; equally sure ones share their error.
     """
     c, wrong = np.asarray(confidence, float), ~np.asarray(right, bool)
     order = np.argsort(-c, kind="stable")
