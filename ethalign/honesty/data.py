@@ -30,7 +30,9 @@ SETS = {
     "sample": ("questions", "papers", "options"),
 }
 # Sets of which nothing can be known, and of which everything was found to be known.
-UNKNOWN, KNOWN = ("puqa", "papers"), ("pkqa", "pkqa-own")
+UNKNOWN, KNOWN = ("puqa", "papers"), ("pkqa", "pkqa-own", "said-twice")
+# Which questions test a model does not depend on the seed that it is trained with.
+FIXED = 0
 REQUESTS = data.SAMPLES / "requests.csv"
 # Columns that are read from a CSV of questions; what else stands in one's own goes nowhere.
 _COLUMNS = "id question answers topic difficulty paraphrase split".split()  # noqa: SIM905
@@ -94,11 +96,14 @@ def requests(rows: int) -> pd.DataFrame:
     return data.stamp(frame.assign(answers=frame["answers"].str.split("|")), "requests", REQUESTS)
 
 
-def own_pkqa(folder: Path) -> dict[str, pd.DataFrame]:
-    """The PKQA of the run's own model as a test set; empty if nothing was kept for it."""
-    path = folder / "pkqa.jsonl"
+def own_pkqa(folder: Path, judge: str = "string") -> dict[str, pd.DataFrame]:
+    """What the run's own model asked itself as a test set; empty if nothing was kept for it.
+
+    Only where a ``judge`` checked the facts is it a PKQA; else the model *said* them *twice*.
+    """
+    path, name = folder / "pkqa.jsonl", "said-twice" if judge == "string" else "pkqa-own"
     rows = records.read_rows(path)
-    return {"pkqa-own": data.stamp(pd.DataFrame(rows), "pkqa-own", path)} if rows else {}
+    return {name: data.stamp(pd.DataFrame(rows), name, path)} if rows else {}
 
 
 def pool_name(settings: Settings) -> str:
@@ -118,7 +123,7 @@ def tests(run: Run) -> dict[str, pd.DataFrame]:
     """Test sets by name within the run's limits, the main one first; see also ``own_pkqa``."""
     limits, otherwise = run.honesty.limits, run.data.limit_test
     return {
-        name: data.limit(_read(name, "test", path), limits.get(name, otherwise), run.seed)
+        name: data.limit(_read(name, "test", path), limits.get(name, otherwise), FIXED)
         for name, path in test_files(run).items()
     }
 

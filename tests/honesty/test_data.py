@@ -223,7 +223,11 @@ def test_limits_hold_by_set_and_leave_the_order_of_the_file() -> None:
     assert [i for i in whole if i in set(pool["id"])] == pool["id"].tolist()
     assert pool.attrs["dataset"] == "questions"
     assert splits(run).pool["id"].tolist() == pool["id"].tolist()
-    assert splits(resolved(seed=1)).pool["id"].tolist() != pool["id"].tolist()
+    other = splits(resolved(seed=1))
+    assert other.pool["id"].tolist() != pool["id"].tolist()
+    first = splits(resolved())
+    for name, table in first.tests.items():
+        assert other.tests[name]["id"].tolist() == table["id"].tolist(), "whatever the seed"
     every = splits(resolved(honesty__pool=None, data__limit_test=None))
     assert [len(every.pool), *map(len, every.tests.values())] == [180, 90, 60, 40]
 
@@ -297,11 +301,12 @@ def test_questions_of_the_own_model_are_a_test_set_if_there_are_any(tmp_path: Pa
     assert qa.own_pkqa(tmp_path) == {}
     row = {"id": "pkqa-own-3", "question": "Who?", "answers": ["Ann"], "topic": "art"}
     path.write_text(json.dumps(row) + "\n")
-    found = qa.own_pkqa(tmp_path)
-    assert list(found) == ["pkqa-own"]
-    assert found["pkqa-own"].to_dict("records") == [row]
-    assert found["pkqa-own"].attrs["dataset"] == "pkqa-own"
-    assert "pkqa-own" in qa.KNOWN
+    for judge, name in (("string", "said-twice"), ("model", "pkqa-own")):
+        found = qa.own_pkqa(tmp_path, judge)
+        assert list(found) == [name], "only what a judge has checked is called known"
+        assert found[name].to_dict("records") == [row]
+        assert found[name].attrs["dataset"] == name
+        assert name in qa.KNOWN
 
 
 def test_an_empty_cell_means_that_nobody_can_know(tmp_path: Path) -> None:
