@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ethalign import config, records, results
+from ethalign import config, metrics, records, results
 from ethalign.claims import Claim, Contrast
 from ethalign.honesty import evaluate, targets
 from ethalign.honesty.scores import (
@@ -210,6 +210,23 @@ def taught(sampled: pd.DataFrame, tau: float = 0.1) -> pd.Series[float]:
         },
         name="taught to decline",
     )
+
+
+def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
+    """What prose quotes beside scores: models, seeds, and what each method taught to decline."""
+    probed = sorted(home.glob("*/knowledge/*/knowledge.jsonl"))
+    shares = (
+        taught(pd.DataFrame(records.read_rows(probed[0]))) if probed else pd.Series(dtype=float)
+    )
+    return {
+        "models": ", ".join(f"`{name}`" for name in reference["model"].unique()),
+        "seeds": str(reference["seed"].nunique()),
+        "least": str(LEAST),
+        "taught": {
+            str(name).replace("-", "_").replace(", behaviour=", "_"): metrics.shown(share, "share")
+            for name, share in shares.items()
+        },
+    }
 
 
 def plane(rows: pd.DataFrame, dataset: str) -> pd.DataFrame:

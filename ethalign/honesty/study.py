@@ -130,4 +130,5 @@ STUDY = Study(
     ),
     claims=claims.contrast,
     measure=measure,
+    facts=claims.facts,
 )
