@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,6 +143,20 @@ def test_no_sample_question_gives_its_answer_away() -> None:
         assert row["paraphrase"].strip() != row["question"].strip()
         for form in ("question", "paraphrase"):
             assert not honesty.contains_answer(row[form], row["answers"]), row["id"]
+
+
+def test_a_paraphrase_that_is_asked_keeps_what_the_question_says() -> None:
+    """Every name and number, and most of its other words: no hint is added or dropped."""
+    small = {
+        *"a an the of in on is are was by to do does did we it that what which who whom".split()  # noqa: SIM905
+    }
+    for row in data.load("questions", "test", "sample").to_dict("records"):
+        asked, other = (re.findall(r"[\w'-]+", row[k]) for k in ("question", "paraphrase"))
+        names = {w for w in asked[1:] if w[0].isupper() or w[0].isdigit()}
+        assert names <= {*other}, row["id"]
+        words = {w.lower()[:4] for w in asked} - {w[:4] for w in small}
+        kept = words & {w.lower()[:4] for w in other}
+        assert len(kept) >= 0.5 * len(words), row["id"]
 
 
 def test_what_is_tested_was_not_in_the_pool() -> None:
