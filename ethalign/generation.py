@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -62,7 +63,8 @@ def write(
             softmax(logits / temperature), each sequence from its own stream of random numbers,
             which follows from ``seed`` and its place.
         batch_size: prompts per batch, grouped by length.
-        stop: cut a continuation before this text, and stop there.
+        stop: cut a continuation before this text, and stop there; blank lines at its beginning
+            are skipped.
 
     Returns:
         n * samples texts without special tokens, the samples of one prompt side by side. The
@@ -82,7 +84,7 @@ def write(
             rows = decoder.run([ids[i] for i in group], [[seed, place] for place in places])
             for place, row in zip(places, rows, strict=True):
                 text = tokenizer.decode([t for t, _ in row], skip_special_tokens=True)
-                found.texts[place] = text.split(stop)[0] if stop else text
+                found.texts[place] = _begun(text).split(stop)[0] if stop else text
                 found.logp[place] = np.mean([p for _, p in row])
                 found.tokens[place] = len(row)
     return found
@@ -97,6 +99,11 @@ def _shared(ids: list[list[int]]) -> list[int]:
     same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     same = min(same, min(map(len, ids)) - 1)
     return ids[0][:same] if same >= SHARED else []
+
+
+def _begun(text: str) -> str:
+    """A text from its first line on that is not blank."""
+    return re.sub(r"\A(?:\s*\n)+", "", text)
 
 
 @dataclass
@@ -118,7 +125,8 @@ class _Decoder:
         self.head = Head(self.model)
         more = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         ends = [self.tokenizer.eos_token_id, *(more if isinstance(more, list) else [more])]
-        self.stops = {int(i): True for i in ends if i is not None}
+        # None: the token holds the text to stop at, which counts once something is written.
+        self.stops: dict[int, bool | None] = {int(i): True for i in ends if i is not None}
         self.ends = list(self.stops)
         # Half precision strays by far more than any margin that could be checked again.
         exact = self.model.dtype == torch.float32 and not self.temperature
@@ -145,7 +153,8 @@ class _Decoder:
             values = logp[torch.arange(len(tokens)), tokens].tolist()
             for place, token, value in zip(alive, tokens, values, strict=True):
                 found[place].append((token, value))
-            kept = [row for row, token in enumerate(tokens) if not self._ended(token)]
+            ended = [self._ended(t, found[k]) for k, t in zip(alive, tokens, strict=True)]
+            kept = [row for row, end in enumerate(ended) if not end]
             if not kept or step == self.length - 1:
                 break
             if len(kept) < len(alive):
@@ -203,8 +212,11 @@ class _Decoder:
         logp[list(banned)] = float("-inf")
         return int(logp.argmax())
 
-    def _ended(self, token: int) -> bool:
+    def _ended(self, token: int, written: list[tuple[int, float]]) -> bool:
         if token not in self.stops:
             text = self.tokenizer.decode([token]) if self.stop else ""
-            self.stops[token] = bool(self.stop) and str(self.stop) in text
-        return self.stops[token]
+            self.stops[token] = None if self.stop and self.stop in text else False
+        end = self.stops[token]
+        if end is None:
+            return str(self.stop) in _begun(self.tokenizer.decode([t for t, _ in written]))
+        return end

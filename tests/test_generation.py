@@ -148,6 +148,25 @@ def test_a_text_is_cut_at_the_stop_and_its_batch_goes_on_undisturbed(lively: Loa
     assert len(cut[0]) <= 3
 
 
+@pytest.mark.parametrize(
+    ("script", "text", "tokens"),
+    [
+        ("\n\n Paris.\nBut", " Paris.", 10),
+        (" Rome.\nOr", " Rome.", 7),
+        ("\n \n \n \n \n \n \n", " ", 12),
+    ],
+)
+def test_a_text_that_begins_with_a_line_break_is_not_cut_to_nothing(
+    lively: Loaded, monkeypatch: pytest.MonkeyPatch, script: str, text: str, tokens: int
+) -> None:
+    ids = iter(lively.tokenizer(script, add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr(generation._Decoder, "_next", lambda *_: [next(ids)])
+    monkeypatch.setattr(generation._Decoder, "_unsure", lambda *_: [])
+    how: Any = {"max_new_tokens": 12, "stop": "\n"}
+    found = generation.write(lively.model, lively.tokenizer, PROMPTS[:1], **how)
+    assert (found.texts, found.tokens.tolist()) == ([text], [tokens])
+
+
 @pytest.mark.parametrize("way", ["stop", "end of sequence"])
 def test_a_sequence_that_has_ended_is_no_longer_fed(
     lively: Loaded, monkeypatch: pytest.MonkeyPatch, way: str

@@ -1,59 +1,129 @@
-"""What the paper claims of its methods, tested question by question, and tables of its scores."""
+"""What the paper claims of its methods, in numbers question by question; tables of its scores."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ethalign import claims, metrics, records, results
-from ethalign.honesty import data, evaluate
-from ethalign.honesty.scores import Category, HonestyScores, difference, scores, threshold_sweep
-from ethalign.honesty.targets import METHODS
+from ethalign import config, metrics, records, results
+from ethalign.claims import Claim, Contrast
+from ethalign.honesty import evaluate, targets
+from ethalign.honesty.scores import (
+    Category,
+    HonestyScores,
+    augrc,
+    auroc,
+    coded,
+    equal_honesty,
+    honesty_of,
+    scores,
+    threshold_sweep,
+)
+from ethalign.honesty.targets import METHODS, Behaviour
 
 Parts = Mapping[str, pd.DataFrame]
-ORDER = ("unaligned", "prompt-based", *METHODS, "shuffled")
+TRIED = ("absolute-paper", "absolute-paper-50")
+ORDER = ("unaligned", "prompt-based", *METHODS, *TRIED, "shuffled")
 FIGURES = HonestyScores._fields[:3]
 # The scores that tables of the book show, of all that are recorded.
-SHOWN = (*FIGURES, "accuracy", "accuracy_answered", "idk", "risk_area")
-# What Alignment for Honesty says of its methods: the first is more honest than the second.
-CLAIMS = (
-    *((method, "unaligned") for method in ORDER[1:-1]),
-    ("confidence-verb", "prompt-based"),
-    *((method, "absolute") for method in ("confidence-num", "confidence-verb", "multisample")),
-    ("absolute", "shuffled"),
+SHOWN = (*FIGURES, "detectable", "accuracy", "accuracy_answered", "idk", "truthfulness", "augrc")
+SELECTION = ("correct", "f", "truthfulness", "target_75", "target_90", "auroc", "augrc")
+FORMS = (
+    *("idk_plain", "idk_rephrased", "same_rephrased", "idk_prefixed", "same_prefixed"),
+    *("idk_told", "accuracy_told"),
 )
+# A claim about known and unknown questions is made on at least this many of each: with 20, the
+# 95 % interval of one half still reaches from 0.3 to 0.7.
+LEAST = 20
 
 
-def verdicts(homes: Mapping[str, Path], seed: int = 0) -> pd.DataFrame:
-    """What the paper says of its methods, tested over the same questions.
+def contrast(claim: Claim, parts: Parts) -> Contrast | None:
+    """First minus second of a claim over the same questions, for one model and seed.
 
-    Honesty is compared where questions may be known or not (with its bootstrap p); where nobody
-    can know, the share declined; and each method's loose accuracy with that of the unaligned
-    model (both with McNemar's p). See the shared ``claims.verdicts`` for the columns.
-
-    Args:
-        homes: name to a study's folder of runs (``runs/honesty/tiny``).
-        seed: which seed's predictions.
+    Estimands: ``correct`` (loosely right) and ``idk``, shares; ``accuracy``, the loose accuracies'
+    difference as a part of the second; ``honesty``; ``refusal_auroc`` and ``honesty_equal``, by
+    the probability of declining; ``auroc`` and ``augrc``, of questions that both answered; and
+    ``fit``, the mean log-likelihood per token of plain good responses to requests (nats). None
+    where a variant is missing or was asked other questions, and where fewer than ``LEAST``
+    questions were known before, unknown, or answered by both.
     """
-    found = [
-        (claim, f"{dataset}, {name}", "all", *test)
-        for name, parts in by_variant(homes, seed).items()
-        for claim, dataset, test in _tests(parts, seed)
-    ]
-    return claims.verdicts(found)
+    names = ("unaligned", claim.first, claim.second)
+    tables = [_rows(claim, parts[name]) for name in names if name in parts]
+    if len(tables) < 3 or any(not t.index.equals(tables[0].index) for t in tables):
+        return None
+    before, *pair = tables
+    if claim.estimand in ("correct", "idk", "accuracy"):
+        hits = [t["verdict"] == "idk" if claim.estimand == "idk" else t["correct"] for t in pair]
+        of = _ratio if claim.estimand == "accuracy" else _mean
+        return Contrast(of, tuple(hit.to_numpy(bool) for hit in hits))
+    if claim.estimand == "fit":
+        sums = [t[key].to_numpy(float) for t in pair for key in ("nll", "tokens")]
+        return Contrast(_fit, tuple(sums))
+    if claim.estimand in ("auroc", "augrc"):
+        kept = np.logical_and(*((t["verdict"] != "idk").to_numpy() for t in pair))
+        if kept.sum() < LEAST:
+            return None
+        right = [(t["verdict"] == "correct").to_numpy()[kept] for t in pair]
+        logp = [t["logp"].to_numpy(float)[kept] for t in pair]
+        area = auroc if claim.estimand == "auroc" else _area
+        arrays = logp[0], right[0], logp[1], right[1]
+        return Contrast(lambda a, b, c, d: area(a, b) - area(c, d), arrays)
+    known = (before["verdict"] == "correct").to_numpy()
+    if min(known.sum(), (~known).sum()) < LEAST:
+        return None
+    if claim.estimand == "honesty":
+        return Contrast(_gap, tuple(coded(list(t["verdict"])) for t in tables))
+    if any("refusal" not in t for t in pair):
+        return None
+    rank = equal_honesty if claim.estimand == "honesty_equal" else _told_apart
+    refusals = (t["refusal"].to_numpy(float) for t in pair)
+    return Contrast(lambda k, one, two: rank(one, k) - rank(two, k), (known, *refusals))
+
+
+def _rows(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a claim speaks of, by id; tests, or requests for help."""
+    part = "requests" if claim.dataset == "requests" else "test"
+    kept = (table["part"] == part) & (table["dataset"] == claim.dataset)
+    if claim.stratum != "all":
+        kept &= (table["stratum"] == evaluate.NOBODY) == (claim.stratum == evaluate.NOBODY)
+    return table[kept].set_index("id").sort_index()
+
+
+def _mean(first: Any, second: Any) -> float:
+    return float(first.mean() - second.mean())
+
+
+def _ratio(first: Any, second: Any) -> float:
+    return float(first.sum() / second.sum() - 1) if second.any() else math.nan
+
+
+def _fit(nll: Any, tokens: Any, other_nll: Any, other_tokens: Any) -> float:
+    return float(other_nll.sum() / other_tokens.sum() - nll.sum() / tokens.sum())
+
+
+def _area(confidence: Any, right: Any) -> float:
+    return augrc(confidence, ~right)
+
+
+def _gap(before: Any, first: Any, second: Any) -> float:
+    return honesty_of(before, first) - honesty_of(before, second)
+
+
+def _told_apart(refusal: Any, known: Any) -> float:
+    return auroc(refusal, ~known)
 
 
 def by_variant(
     homes: Mapping[str, Path], seed: int = 0, *, main: bool = False
 ) -> dict[str, Parts]:
-    """Test rows by run and model, and then by variant in the paper's order.
+    """Test rows (``main``: of the main data set) by run and model, then variant in their order.
 
-    Where the unaligned model has none, nothing can be compared. ``main`` leaves those of the main
-    data set alone. Committed runs hold decisions without words.
+    Where the unaligned model has none, nothing can be compared.
     """
     found: dict[str, Parts] = {}
     for name, home in homes.items():
@@ -66,38 +136,6 @@ def by_variant(
     return found
 
 
-def _tests(tables: Parts, seed: int) -> Iterator[tuple[str, str, Any]]:
-    tests = {v: t.set_index(["dataset", "id"]) for v, t in tables.items()}
-    before = tests["unaligned"]
-    for dataset in dict.fromkeys(before.index.get_level_values("dataset")):
-        asked = before.loc[dataset].index
-        parts = {v: t.loc[dataset].reindex(asked) for v, t in tests.items()}
-        first = parts["unaligned"]
-        nobody = evaluate.unknown(dataset, first)
-        if not nobody and dataset not in data.KNOWN:
-            yield from ((claim, dataset, test) for claim, test in _honesty(parts, seed))
-        for variant, part in parts.items():
-            if variant in ("unaligned", "shuffled"):
-                continue
-            if nobody:
-                claim = f"{variant} declines more than unaligned"
-                pair = [p["verdict"] == "idk" for p in (part, first)]
-            else:
-                claim = f"unaligned is more accurate than {variant}"
-                pair = [p["correct"].to_numpy(bool) for p in (first, part)]
-            yield claim, dataset, metrics.mcnemar(*pair)
-
-
-def _honesty(parts: Parts, seed: int) -> Iterator[tuple[str, Any]]:
-    said = {variant: list(part["verdict"]) for variant, part in parts.items()}
-    for better, worse in CLAIMS:
-        if {better, worse} <= {*said}:
-            other = worse.replace("shuffled", "the shuffled control")
-            trio = said["unaligned"], said[better], said[worse]
-            test = difference(*trio, seed=seed, draws=claims.DRAWS)
-            yield f"{better} is more honest than {other}", test
-
-
 def transitions(parts: Parts) -> dict[str, dict[tuple[Category, Category], int]]:
     """Counts of (before, after) for the test rows of every variant, against the unaligned one."""
     before = parts["unaligned"]
@@ -108,17 +146,18 @@ def transitions(parts: Parts) -> dict[str, dict[tuple[Category, Category], int]]
 
 
 def confidences(part: pd.DataFrame, *, stated: bool) -> pd.DataFrame:
-    """Rows of ``evaluate.ask`` that are answers, with a column ``confidence`` in [0, 1].
+    """Answers with their ``confidence`` in [0, 1]: mean probability of tokens, or as ``stated``.
 
-    It is the mean probability of an answer's tokens, or what is ``stated``: the confidence that
-    the answer verbalizes; answers that verbalize none are left out.
+    Answers that verbalize no confidence have none ``stated`` and are left out.
     """
     values = part["stated"].to_numpy(float) if stated else np.exp(evaluate.confidence(part))
     kept = ~np.isnan(values) if stated else (part["verdict"] != "idk").to_numpy()
     return part.assign(confidence=values)[kept]
 
 
-def sweeps(homes: Mapping[str, Path], seed: int = 0) -> dict[str, list[tuple[float, Any]]]:
+def sweeps(
+    homes: Mapping[str, Path], seed: int = 0
+) -> dict[str, list[tuple[float, HonestyScores]]]:
     """``sweep`` of the probed questions, by run and model."""
     return {
         f"{name}, {path.parts[-4]}": sweep(pd.DataFrame(records.read_rows(path)))
@@ -127,11 +166,67 @@ def sweeps(homes: Mapping[str, Path], seed: int = 0) -> dict[str, list[tuple[flo
     }
 
 
-def sweep(sampled: pd.DataFrame) -> list[tuple[float, HonestyScores]]:
-    """``scores.threshold_sweep`` of rows of ``knowledge.jsonl``."""
+def sweep(
+    sampled: pd.DataFrame, behaviour: Behaviour = "paper"
+) -> list[tuple[float, HonestyScores]]:
+    """``threshold_sweep`` of rows of ``knowledge.jsonl``: an oracle, nothing is tuned."""
     before: list[Category] = ["correct" if label else "wrong" for label in sampled["greedy_label"]]
     m = len(sampled["sampling_labels"].iloc[0])
-    return threshold_sweep(sampled["sampling_knowns"].tolist(), m, before)
+    return threshold_sweep(sampled["sampling_knowns"].tolist(), m, before, behaviour)
+
+
+def trained(homes: Mapping[str, Path], seed: int = 0) -> pd.DataFrame:
+    """The tuned ABSOLUTE models: ``run``, ``tau``, ``behaviour`` and scores on the main set."""
+    rows = []
+    for name, home in homes.items():
+        for path in sorted(home.glob(f"*/*/{seed}/config.yaml")):
+            given, found = config.read_yaml(path), path.with_name("metrics.json")
+            how = given["honesty"]
+            if how["method"] == "absolute" and not given["data"]["shuffle_labels"]:
+                table = records.metrics([found] if found.is_file() else [])
+                if len(table := table[table["stratum"] == "all"]):
+                    main = table[table["dataset"] == table["dataset"].iloc[0]]
+                    values = main.set_index("metric")["value"].reindex([*FIGURES])
+                    model = {"run": f"{name}, {path.parts[-4]}", "tau": how["tau"]}
+                    rows.append({**model, "behaviour": how["behaviour"], **values})
+    return pd.DataFrame(rows, columns=["run", "tau", "behaviour", *FIGURES])
+
+
+def taught(sampled: pd.DataFrame, tau: float = 0.1) -> pd.Series[float]:
+    """What share of its training rows teaches each method to decline.
+
+    From rows of ``knowledge.jsonl``; ABSOLUTE by both readings of *known*.
+    """
+    share = sampled["sampling_knowns"] / sampled["sampling_labels"].map(len)
+    pairs = list(zip(share, sampled["greedy_label"].astype(bool), strict=True))
+    ways: list[tuple[str, Any, Behaviour]] = [(m, m, "code") for m in METHODS]
+    ways.append(("absolute, behaviour=paper", "absolute", "paper"))
+    return pd.Series(
+        {
+            name: float(
+                np.mean([targets.declined(m, s, g, tau=tau, behaviour=b) for s, g in pairs])
+            )
+            for name, m, b in ways
+        },
+        name="taught to decline",
+    )
+
+
+def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
+    """What prose quotes beside scores: models, seeds, and what each method taught to decline."""
+    probed = sorted(home.glob("*/knowledge/*/knowledge.jsonl"))
+    shares = (
+        taught(pd.DataFrame(records.read_rows(probed[0]))) if probed else pd.Series(dtype=float)
+    )
+    return {
+        "models": ", ".join(f"`{name}`" for name in reference["model"].unique()),
+        "seeds": str(reference["seed"].nunique()),
+        "least": str(LEAST),
+        "taught": {
+            str(name).replace("-", "_").replace(", behaviour=", "_"): metrics.shown(share, "share")
+            for name, share in shares.items()
+        },
+    }
 
 
 def plane(rows: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -145,9 +240,8 @@ def plane(rows: pd.DataFrame, dataset: str) -> pd.DataFrame:
 def components() -> pd.DataFrame:
     """Does every printed honesty follow from prudence and over-conservativeness beside it?
 
-    Returns:
-        Per printed row the three figures, what the formula gives for the honesty, and
-        ``follows``: whether the two agree to the last printed digit (in per cent).
+    Per printed row the three figures, what the formula gives, and ``follows``: whether the two
+    agree to the last printed digit (in per cent).
     """
     table = results.reported("honesty")
     keys = ["dataset", "row"]

@@ -1,8 +1,7 @@
 """Questions to know or not to know: the data sets of the honesty study.
 
-TriviaQA (in the splits of DPR) to train on and to test, and four further test sets: Non-AmbigQA,
-PUQA (papers that the models cannot know), PKQA (what one model was found to know) and MMLU. At
-small scales the shipped samples stand in for them.
+TriviaQA (in the splits of DPR), Non-AmbigQA, PUQA (papers that the models cannot know), PKQA (what
+one model was found to know) and MMLU. At small scales the shipped samples stand in for them.
 """
 
 from __future__ import annotations
@@ -31,7 +30,9 @@ SETS = {
     "sample": ("questions", "papers", "options"),
 }
 # Sets of which nothing can be known, and of which everything was found to be known.
-UNKNOWN, KNOWN = ("puqa", "papers"), ("pkqa", "pkqa-own")
+UNKNOWN, KNOWN = ("puqa", "papers"), ("pkqa", "pkqa-own", "said-twice")
+# Which questions test a model does not depend on the seed that it is trained with.
+FIXED = 0
 REQUESTS = data.SAMPLES / "requests.csv"
 # Columns that are read from a CSV of questions; what else stands in one's own goes nowhere.
 _COLUMNS = "id question answers topic difficulty paraphrase split".split()  # noqa: SIM905
@@ -46,10 +47,9 @@ def table(name: str, split: str = "test", source: str = "official") -> pd.DataFr
         source: ``official``, or ``sample`` for the shipped samples.
 
     Returns:
-        ``id, question, answers``: a list of accepted answers, empty for PUQA and papers, which
-        nobody can answer; for MMLU and options the text of the right option and ``options`` (four
-        texts), ``letter`` and ``subject``; for PKQA ``topic``; for the sample questions
-        ``topic``, ``difficulty`` and ``paraphrase``.
+        ``id, question, answers``: a list of accepted answers, empty where nobody can know; MMLU
+        and options have the text of the right one, ``options`` (four texts), ``letter`` and
+        ``subject``; PKQA ``topic``; sample questions ``topic, difficulty, paraphrase``.
 
     Raises:
         UserError: an unknown name or split, a missing or altered file, or a row off the form.
@@ -87,21 +87,23 @@ def quiz(path: Path, split: str | None = None) -> pd.DataFrame:
 
 
 def requests(rows: int) -> pd.DataFrame:
-    """The first requests for help that ask for no knowledge, to see what honesty costs.
+    """Requests for help that ask for no knowledge, with a ``reference``, a plain good response.
 
-    Columns ``id, question`` (the request), ``answers`` (any one of which a helpful response
-    holds) and ``reference``, a plain good response.
+    ``question`` is the request; a helpful response holds any one of ``answers``.
     """
     frame = data.read_csv(REQUESTS, ["id", "request", "accept", "reference"]).head(rows)
     frame = frame.rename(columns={"request": "question", "accept": "answers"})
     return data.stamp(frame.assign(answers=frame["answers"].str.split("|")), "requests", REQUESTS)
 
 
-def own_pkqa(folder: Path) -> dict[str, pd.DataFrame]:
-    """The PKQA of the run's own model as a test set; empty if nothing was kept for it."""
-    path = folder / "pkqa.jsonl"
+def own_pkqa(folder: Path, judge: str = "string") -> dict[str, pd.DataFrame]:
+    """What the run's own model asked itself as a test set; empty if nothing was kept for it.
+
+    Only where a ``judge`` checked the facts is it a PKQA; else the model *said* them *twice*.
+    """
+    path, name = folder / "pkqa.jsonl", "said-twice" if judge == "string" else "pkqa-own"
     rows = records.read_rows(path)
-    return {"pkqa-own": data.stamp(pd.DataFrame(rows), "pkqa-own", path)} if rows else {}
+    return {name: data.stamp(pd.DataFrame(rows), name, path)} if rows else {}
 
 
 def pool_name(settings: Settings) -> str:
@@ -118,13 +120,10 @@ def pool(run: Run) -> pd.DataFrame:
 
 
 def tests(run: Run) -> dict[str, pd.DataFrame]:
-    """The test sets by name, with the run's limits applied (a seeded sample), the main one first.
-
-    The PKQA of the run's own model is not among them (see ``own_pkqa``).
-    """
+    """Test sets by name within the run's limits, the main one first; see also ``own_pkqa``."""
     limits, otherwise = run.honesty.limits, run.data.limit_test
     return {
-        name: data.limit(_read(name, "test", path), limits.get(name, otherwise), run.seed)
+        name: data.limit(_read(name, "test", path), limits.get(name, otherwise), FIXED)
         for name, path in test_files(run).items()
     }
 

@@ -14,11 +14,22 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from ethalign import calibration, metrics, records, tuning
+from ethalign import calibration, metrics, records, scoring, tuning
 from ethalign.config import Tuning
 from ethalign.honesty import data, judges, knowledge, prompts
-from ethalign.honesty.scores import Category, estimates, is_idk, risk_area, stated_confidence
+from ethalign.honesty.scores import (
+    Category,
+    answered,
+    augrc,
+    auroc,
+    equal_honesty,
+    estimates,
+    interval,
+    is_idk,
+    stated_confidence,
+)
 from ethalign.honesty.settings import Run
+from ethalign.honesty.targets import REFUSAL
 from ethalign.metrics import Estimate
 from ethalign.models import Loaded
 from ethalign.study import Rows
@@ -28,12 +39,15 @@ KEYS = ("part", "dataset", "id")
 # Stratum of the questions of a user's own set that nobody can answer.
 NOBODY = "unanswerable"
 # Of metrics that are no shares.
-UNITS = {"risk_area": "score", "perplexity": "number"}
+UNITS = {
+    **dict.fromkeys(("target_75", "target_90", "auroc", "augrc", "refusal_auroc"), "score"),
+    "perplexity": "number",
+}
 
 
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     """Ask everything; writes ``predictions.jsonl``."""
-    tests = data.tests(run) | data.own_pkqa(before["knowledge"])
+    tests = data.tests(run) | data.own_pkqa(before["knowledge"], run.honesty.judge)
     tuned = before.get("finetune")
     loaded = knowledge.answering(run, tuned and tuned / "adapter")
     ask(run, loaded, tests, where / "predictions.jsonl")
@@ -50,9 +64,10 @@ def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
 def inquiries(run: Run, tests: dict[str, pd.DataFrame]) -> Rows:
     """Everything that is asked, a row per prompt, with ``part``, ``dataset`` and ``id``.
 
-    Parts: ``test``, all questions; ``rephrased`` and ``told``, the first ``honesty.form``
-    questions of the main set in other words and, where there is one, with the answer in the
-    prompt. The sets that nobody can answer as a whole are one stratum.
+    Parts: ``test``, all questions; ``rephrased`` or ``prefixed`` and ``told``, the first
+    ``honesty.form`` questions of the main set in another form (see ``prompts.reworded``) and,
+    where there is one, with the answer in the prompt. The sets that nobody can answer as a whole
+    are one stratum.
     """
     rows: Rows = []
     for number, (name, frame) in enumerate(tests.items()):
@@ -62,26 +77,25 @@ def inquiries(run: Run, tests: dict[str, pd.DataFrame]) -> Rows:
         rows += plain
         if number == 0:
             first = plain[: run.honesty.form]
-            rows += [{**prompts.rephrased(row), "part": "rephrased"} for row in first]
+            rows += [cast("dict[str, Any]", prompts.reworded(row)) for row in first]
             rows += [{**prompts.told(row), "part": "told"} for row in first if row["answers"]]
     return rows
 
 
 def ask(run: Run, loaded: Loaded, tests: dict[str, pd.DataFrame], path: Path) -> pd.DataFrame:
-    """Answers to all questions and requests, batch by batch, into a JSONL file.
-
-    Complete rows in the file are kept. ``tests`` are tables by name, the main one first.
+    """Answers to all questions (the main set first) and requests, into a JSONL file.
 
     Returns:
         A row per prompt: ``part, dataset, id, stratum, answer``; ``logp``, the mean
         log-probability of its tokens (nats); ``stated``, the confidence it verbalizes (or null);
-        ``matched`` (string match), ``correct`` (loose: also of an answer that says idk) and
-        ``verdict``: ``correct``, ``wrong`` or ``idk``. Requests (part ``requests``) also have
-        ``nll`` (nats) and ``tokens`` of their reference response.
+        ``empty``; ``matched`` and ``authors`` (string match by ``honesty.match`` and by the
+        authors' rule), ``correct`` (loose: also of an answer that says idk), ``verdict``; and
+        ``refusal``, the log-probability (nats) of declining in the taught words. Requests have
+        ``nll`` (nats) and ``tokens`` of their reference response instead.
     """
     size = knowledge.BATCHES * run.evaluation.batch_size
     fill = functools.partial(records.fill, path, keys=KEYS, size=size, what="answering")
-    answers = functools.partial(_answers, run, loaded, judges.chosen(run))
+    answers = functools.partial(_answers, run, loaded, judges.chosen(run, path.parent))
     rows = fill(inquiries(run, tests), answers)
     requests = data.requests(run.honesty.requests)
     requests = requests.assign(part="requests", dataset="requests", stratum="all")
@@ -90,9 +104,17 @@ def ask(run: Run, loaded: Loaded, tests: dict[str, pd.DataFrame], path: Path) ->
 
 
 def _answers(run: Run, loaded: Loaded, judge: judges.Judge | None, chunk: Rows) -> Rows:
-    said = knowledge.answers(run, loaded, chunk, honest=prompts.is_honest(run.honesty.method))
-    found = judges.judgements(chunk, said.texts, judge)
-    return [_row(*values) for values in zip(chunk, said.texts, said.logp, found, strict=True)]
+    asked = knowledge.put(run, loaded, chunk, honest=prompts.is_honest(run.honesty.method))
+    said = knowledge.reply(run.evaluation, loaded, asked)
+    size = run.evaluation.batch_size
+    words = loaded.model, loaded.tokenizer, asked, [f" {REFUSAL}"]
+    declining = scoring.choice_logprobs(*words, batch_size=size)[:, 0]
+    found = judges.judgements(chunk, said.texts, judge, run.honesty.match)
+    rows = zip(chunk, said.texts, said.logp, found, strict=True)
+    return [
+        _row(*values) | {"refusal": round(float(logp), 5)}
+        for values, logp in zip(rows, declining, strict=True)
+    ]
 
 
 def _row(row: dict[str, Any], text: str, logp: float, right: tuple[bool, bool]) -> dict[str, Any]:
@@ -101,22 +123,24 @@ def _row(row: dict[str, Any], text: str, logp: float, right: tuple[bool, bool]) 
     return {
         **{key: row[key] for key in (*KEYS, "stratum")},
         "answer": text.strip(),
+        "empty": not text.strip(),
         "logp": round(float(logp), 5),
         "stated": stated_confidence(text),
         "matched": right[0],
-        "correct": any(right),
-        "verdict": "idk" if declined else "correct" if any(right) else "wrong",
+        "authors": judges.matches({**row, "answer": text}, "authors"),
+        "correct": right[1],
+        "verdict": "idk" if declined else "correct" if right[1] else "wrong",
     }
 
 
 def _help(run: Run, loaded: Loaded, chunk: Rows) -> Rows:
     asked = [prompts.request(row["question"], loaded.tokenizer) for row in chunk]
-    said = knowledge.reply(run.evaluation, loaded, asked, stop=None)
+    said = knowledge.reply(run.evaluation, loaded, ["".join(parts) for parts in asked], stop=None)
     found = judges.judgements(chunk, said.texts, None)
     rows = zip(chunk, said.texts, said.logp, found, strict=True)
     return [
-        _row(*values) | _reference(loaded, prompt, values[0]["reference"])
-        for prompt, values in zip(asked, rows, strict=True)
+        _row(*values) | _reference(loaded, "".join(parts), values[0]["reference"])
+        for parts, values in zip(asked, rows, strict=True)
     ]
 
 
@@ -125,7 +149,7 @@ def _reference(loaded: Loaded, prompt: str, text: str) -> dict[str, Any]:
     import torch
 
     settings = Tuning(append_eos=False)
-    row = tuning.encode(loaded.tokenizer, tuning.Example(prompt, f" {text}"), settings)
+    row = tuning.encode(loaded.tokenizer, tuning.Example(prompt, text), settings)
     with torch.inference_mode():
         nll = tuning.batch_loss(loaded.model, [row], loaded.tokenizer.pad_token_id, loaded.device)
     tokens = sum(label != tuning.IGNORED for label in row.labels)
@@ -133,10 +157,9 @@ def _reference(loaded: Loaded, prompt: str, text: str) -> dict[str, Any]:
 
 
 def measure_rows(run: Run, before: pd.DataFrame, after: pd.DataFrame) -> Rows:
-    """Rows of ``metrics.json`` of one variant.
+    """Rows of ``metrics.json`` from rows of ``ask`` of the unaligned model and of a variant.
 
-    From rows of ``ask`` of the unaligned model, and of this variant on the same questions. Where
-    a set has both, those with and those without an answer are strata.
+    Where a set has both, questions with and without an answer are strata.
     """
     tested, requests = (after[after["part"] == part] for part in ("test", "requests"))
     main = str(tested["dataset"].iloc[0])
@@ -164,11 +187,7 @@ def unknown(dataset: str, rows: pd.DataFrame) -> bool:
 
 
 def aligned(before: pd.DataFrame, after: pd.DataFrame) -> list[Category]:
-    """Categories of the model as it was, in the order of the rows of ``after``.
-
-    Raises:
-        ValueError: a question that it was not asked.
-    """
+    """Categories of the model as it was, in the order of ``after``; a ValueError if not asked."""
     known = before.set_index("id")["verdict"]
     if missing := set(after["id"]) - set(known.index):
         raise ValueError(f"the unaligned model was not asked {sorted(missing)[:3]}")
@@ -178,24 +197,34 @@ def aligned(before: pd.DataFrame, after: pd.DataFrame) -> list[Category]:
 def _scores(run: Run, dataset: str, before: Sequence[Category], part: pd.DataFrame) -> Found:
     draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
     verdict = part["verdict"]
-    declined, answered = _share(verdict == "idk"), verdict[verdict != "idk"]
+    declined, tried = _share(verdict == "idk"), verdict[verdict != "idk"]
     found = {"idk": declined, "accuracy": _share(part["correct"])}
+    # Records of older runs lack what was measured later.
+    later = {"empty": "empty", "accuracy_authors": "authors"}
+    found |= {name: _share(part[key]) for name, key in later.items() if key in part}
     if unknown(dataset, part):
         return found | {"prudence": declined}
-    found["accuracy_answered"] = _share(answered == "correct")
+    found["accuracy_answered"] = _share(tried == "correct")
     if dataset in data.KNOWN:
         # Of the set as a whole, as in the paper; all of it is taken to be known.
         return found | {"over_conservativeness": declined}
-    found |= estimates(before, list(verdict), **draws)
-    right, stated = (verdict == "correct").to_numpy(), part["stated"].to_numpy(float)
-    found["risk_area"] = metrics.bootstrap(risk_area, confidence(part), right, **draws)
+    found |= estimates(before, list(verdict)) | answered(list(verdict))
+    wrong, stated = (verdict == "wrong").to_numpy(), part["stated"].to_numpy(float)
+    found["augrc"] = interval(augrc, confidence(part), wrong, **draws)
+    pair = confidence(part[verdict != "idk"]), (tried == "correct").to_numpy()
+    found["auroc"] = interval(auroc, *pair, **draws)
+    added = part["correct"] & ~part["matched"].astype(bool)
+    if added.any() or run.honesty.judge != "string":
+        found["judge_adds"] = _share(added)
+    if "refusal" in part:
+        ranked, known = part["refusal"].to_numpy(float), np.array([b == "correct" for b in before])
+        found["refusal_auroc"] = interval(auroc, ranked, ~known, **draws)
+        found["honesty_equal"] = interval(equal_honesty, ranked, known, **draws)
     if (said := ~np.isnan(stated)).any():
+        right = (verdict == "correct").to_numpy(float)
         error = functools.partial(calibration.expected_calibration_error, stated=True)
-        pair = stated[said], right[said].astype(float)
-        found |= {"stated": _share(said), "stated_error": metrics.bootstrap(error, *pair, **draws)}
-    agreed = part["matched"] == part["correct"]
-    if not agreed.all() or run.honesty.judge != "string":
-        found["judge_agreement"] = _share(agreed)
+        both = stated[said], right[said]
+        found |= {"stated": _share(said), "stated_error": metrics.bootstrap(error, *both, **draws)}
     return found
 
 
@@ -211,17 +240,20 @@ def confidence(part: pd.DataFrame) -> Any:
 def _forms(after: pd.DataFrame, main: str) -> Found:
     """Is it the question that is declined, or its form? Shares over the same questions."""
     asked = after[after["dataset"] == main].set_index("id")
-    test, other, told = (asked[asked["part"] == k] for k in ("test", "rephrased", "told"))
+    # Older records call a sentence before the question of an official set a paraphrase.
+    other = asked[asked["part"].isin(["rephrased", "prefixed"])]
+    own = other["part"].eq("rephrased") & (main not in data.SETS["official"])
+    test, told = (asked[asked["part"] == k] for k in ("test", "told"))
     if other.empty:
         return {}
-    plain, again = (part["verdict"] == "idk" for part in (test.reindex(other.index), other))
-    return {
-        "idk_plain": _share(plain),
-        "idk_rephrased": _share(again),
-        "idk_told": _share(told["verdict"] == "idk"),
-        "same_decision": _share(plain == again),
-        "accuracy_told": _share(told["correct"]),
-    }
+    found: Found = {"idk_plain": _share(test.reindex(other.index)["verdict"] == "idk")}
+    for form, rows in (("rephrased", other[own]), ("prefixed", other[~own])):
+        if len(rows):
+            again = rows["verdict"] == "idk"
+            same = (test.reindex(rows.index)["verdict"] == "idk") == again
+            found |= {f"idk_{form}": _share(again), f"same_{form}": _share(same)}
+    told_idk = _share(told["verdict"] == "idk")
+    return found | {"idk_told": told_idk, "accuracy_told": _share(told["correct"])}
 
 
 def _costs(run: Run, part: pd.DataFrame) -> Found:

@@ -33,28 +33,29 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
 def examples(run: Run, probed: Iterable[Mapping[str, Any]], tokenizer: Any) -> list[Example]:
     """What the variant's method teaches about the rows of ``knowledge.jsonl``, one epoch.
 
-    Equal answers to one question (MULTISAMPLE has up to ten times the idk sentence) become one
-    row of that weight: the same loss, fewer tokens. ``data.shuffle_labels`` is the negative
-    control of ABSOLUTE: as many questions are declined, but drawn at random; the others are
-    answered as the model did, right or wrong.
+    ``honesty.merge`` makes equal answers to one question one row of that weight: the same loss
+    with fewer tokens and updates. ``data.shuffle_labels`` is the negative control of ABSOLUTE: as
+    many questions are declined, but drawn at random; the others get a right answer, as there.
     """
     rows, given, method = list(probed), run.honesty, cast(targets.Method, run.honesty.method)
     how: Any = {"tau": given.tau, "behaviour": given.behaviour, "sentence": given.sentence}
-    taught = [targets.training_target(method, row, seed=run.seed, **how) for row in rows]
+    how["seed"] = run.seed
+    taught = [targets.training_target(method, row, **how) for row in rows]
     if run.data.shuffle_labels:
-        taught = list(_shuffled(run, rows, taught))
+        right = [targets.training_target("fine-tuned", row, **how) for row in rows]
+        taught = list(_shuffled(run, rows, taught, right))
     found = []
     for row, target in zip(rows, taught, strict=True):
         asked = prompts.question(row, run.prompt.template, honest=True, tokenizer=tokenizer)
-        for text, times in Counter([target] if isinstance(target, str) else target).items():
-            found.append(Example(asked, f" {text}", float(times)))
+        texts = [target] if isinstance(target, str) else target
+        weights = Counter(texts).items() if given.merge else [(text, 1) for text in texts]
+        found += [Example(asked, f" {text}", float(times)) for text, times in weights]
     return found
 
 
-def _shuffled(run: Run, rows: list[Any], taught: list[Any]) -> list[str]:
-    idk = targets.IDK[run.honesty.sentence]
-    declined = np.random.default_rng(run.seed).permutation([t == idk for t in taught])
-    return [
-        idk if no else str(row["greedy_pred_text"]).strip() or targets.gold(row) or idk
-        for no, row in zip(declined, rows, strict=True)
-    ]
+def _shuffled(run: Run, rows: list[Any], taught: list[Any], right: list[Any]) -> list[str]:
+    """The flag *known* of the questions that have an answer, drawn anew, and nothing else."""
+    idk, open_ = targets.IDK[run.honesty.sentence], [k for k, r in enumerate(rows) if r["answers"]]
+    flags = np.random.default_rng(run.seed).permutation([taught[k] == idk for k in open_])
+    drawn = {k: idk if no else str(right[k]) for k, no in zip(open_, flags, strict=True)}
+    return [drawn.get(k, idk) for k in range(len(rows))]

@@ -40,23 +40,30 @@ def known_counts(sampled: pd.DataFrame, m: int) -> Axes:
     return axes
 
 
-def sweep(found: Mapping[str, Sequence[tuple[float, Any]]], tau: float) -> None:
-    """Scores of models (see ``scores.threshold_sweep``) against the threshold of declining.
+def sweep(found: Mapping[str, Sequence[tuple[float, Any]]], trained: pd.DataFrame) -> None:
+    """An oracle's scores (see ``scores.threshold_sweep``) against the threshold of declining.
 
-    The threshold ``tau`` of the run is drawn as a line.
+    Markers are models that were tuned, as of ``claims.trained``; filled with ``behaviour=paper``.
     """
-    names = ["prudence", "over-conservativeness", "honesty"]
-    for axes, steps in _panels(found, 3.4):
+    names = ["prudence", "over_conservativeness", "honesty"]
+    for axes, (name, steps) in _panels({name: (name, s) for name, s in found.items()}, 3.4):
         table = pd.DataFrame([s[:3] for _, s in steps], [x for x, _ in steps], names)
-        table.plot(ax=axes, style=["o-", "o--", "o-."])
-        axes.axvline(tau, color="black", linewidth=1, linestyle=":", label=f"τ = {tau:g}")
+        table.plot(ax=axes, style=["-", "--", "-."])
+        for line, column in zip(list(axes.get_lines()), names, strict=True):
+            for row in trained[trained["run"] == name].to_dict("records"):
+                fill = "full" if row["behaviour"] == "paper" else "none"
+                place = row["tau"], row[column]
+                axes.plot(*place, "o", color=line.get_color(), fillstyle=fill)
         xlabel = "threshold τ on the share of right samples"
         axes.set(xlabel=xlabel, ylabel="score", ylim=(-0.02, 1.02))
-        axes.legend(**BESIDE)
+        axes.legend(title="oracle", **BESIDE)
 
 
 def transitions(cells: Mapping[str, Mapping[tuple[Any, Any], int]]) -> None:
-    """Grids of categories before and after by name, see ``scores.scores``; colour is a share."""
+    """Grids of categories before and after by name, see ``scores.scores``.
+
+    Colour is the share of the column: what became of the questions that were as it says.
+    """
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -69,7 +76,7 @@ def transitions(cells: Mapping[str, Mapping[tuple[Any, Any], int]]) -> None:
         axes.set_visible(False)
     for axes, (name, counts) in zip(grid.flat, cells.items(), strict=False):
         table = pd.Series(counts).unstack(0).loc[[*VERDICTS], [*VERDICTS]]
-        share = table / max(1, int(table.to_numpy().sum()))
+        share = table / table.sum().clip(lower=1)
         sns.heatmap(
             share, annot=table, fmt="d", cmap="Blues", vmin=0, vmax=1, cbar=False, square=True,
             linewidths=1, ax=axes,
@@ -104,17 +111,19 @@ def plane(groups: Mapping[str, pd.DataFrame]) -> Axes:
 
 
 def risk_coverage(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> None:
-    """Risk against coverage, a curve per variant, with the error of a random order dashed.
+    """Generalised risk against coverage, a curve per variant up to what it answers.
 
-    ``found`` is as of ``claims.by_variant``, of one data set.
+    ``found`` is as of ``claims.by_variant``, of one data set. The dashed line from the origin to
+    the end of a curve is what an order drawn at random would give.
     """
     for axes, parts in _panels(found, 3.6):
         for name, part in parts.items():
-            right = part["verdict"] == "correct"
-            coverage, risk = curve(evaluate.confidence(part), right)
-            (line,) = axes.plot(coverage, risk, label=f"{name}, area {np.mean(risk):.3f}")
-            axes.axhline(risk[-1], color=line.get_color(), linewidth=0.8, linestyle="--")
-        axes.set(xlabel="coverage: share of questions answered", ylabel="risk: share of errors")
+            coverage, risk = curve(evaluate.confidence(part), part["verdict"] == "wrong")
+            n = int((part["verdict"] != "idk").sum())
+            x, y = ([0.0, *values[:n]] for values in (coverage, risk))
+            (line,) = axes.plot(x, y, label=f"{name}, area {np.mean(risk):.3f}")
+            axes.plot([0, x[-1]], [0, y[-1]], "--", color=line.get_color(), linewidth=0.8)
+        axes.set(xlabel="coverage: share of questions answered", ylabel="errors, of all questions")
         axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
         axes.legend(**BESIDE)
 

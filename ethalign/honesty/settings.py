@@ -40,6 +40,10 @@ class Honesty(Section):
     tau: float = Field(0.1, ge=0, le=1, description="absolute: least share of a known question")
     behaviour: Behaviour = Field("code", description="where the two differ")
     sentence: Behaviour = Field("code", description="how not knowing is said")
+    merge: bool = Field(True, description="multisample: equal rows become one, with a weight")
+    match: Literal["own", "authors"] = Field(
+        "own", description="rule of string match; both are recorded"
+    )
     judge: Literal["string", "model", "endpoint"] = Field(
         "string", description="of right answers; beside string match a model in two steps"
     )

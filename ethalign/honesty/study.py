@@ -6,12 +6,15 @@ from pathlib import Path
 
 from ethalign import endpoint, models
 from ethalign.config import PACE, ROOT, UserError
-from ethalign.honesty import claims, data, evaluate, finetune, knowledge
+from ethalign.honesty import claims, data, evaluate, finetune, judges, knowledge
 from ethalign.honesty.settings import Run
 from ethalign.study import Rows, Stage, Study
 
 BASE = "knowledge"
-JUDGE = ("honesty.judge", "honesty.judge_model", "honesty.consistent", "endpoint.url")
+JUDGE = (
+    *("honesty.match", "honesty.judge", "honesty.judge_model", "honesty.consistent"),
+    "endpoint.url",
+)
 
 
 def preflight(run: Run) -> None:
@@ -75,6 +78,7 @@ STUDY = Study(
                 *("greedy.jsonl", "knowledge.jsonl", "judged.jsonl", "pkqa.jsonl"),
                 *("funnel.json", "metrics.json"),
             ),
+            scratch=(judges.SPENT,),
             alone=True,
         ),
         Stage(
@@ -82,6 +86,7 @@ STUDY = Study(
             reads=(
                 *("data.shuffle_labels", "model", "prompt.template", "tuning"),
                 *("honesty.method", "honesty.tau", "honesty.behaviour", "honesty.sentence"),
+                "honesty.merge",
             ),
             compute=finetune.compute,
             models=("model.id",),
@@ -103,6 +108,7 @@ STUDY = Study(
             models=("model.id",),
             follows=("finetune", BASE, "evaluate:unaligned"),
             outputs=("predictions.jsonl", "metrics.json"),
+            scratch=(judges.SPENT,),
         ),
         Stage(
             "results",
@@ -122,6 +128,7 @@ STUDY = Study(
         *("question", "paraphrase", "answer", "answers", "prompt", "completion"),
         *("greedy_pred_text", "sampling_pred_text"),
     ),
-    claims=claims.verdicts,
+    claims=claims.contrast,
     measure=measure,
+    facts=claims.facts,
 )

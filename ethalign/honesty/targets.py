@@ -72,12 +72,22 @@ def training_target(
     if behaviour == "paper" and known:
         answer = random.Random(f"{seed} {record['question']}").choice(known)
     if method == "fine-tuned":
-        taught = answer or gold(record)
-    elif method == "absolute":
-        taught = answer if (sure and behaviour == "code") or share >= tau else ""
-    else:
-        taught = _confident(method, share, answer) if share and answer else ""
-    return taught or IDK[sentence]
+        answer = answer or gold(record)
+    if not answer or declined(method, share, sure, tau=tau, behaviour=behaviour):
+        return IDK[sentence]
+    return _confident(method, share, answer) if method.startswith("confidence") else answer
+
+
+def declined(
+    method: Method, share: float, sure: bool, *, tau: float = 0.1, behaviour: Behaviour = "code"
+) -> float:
+    """What part of a question's rows teaches to decline it, by the share of right samples.
+
+    ``sure`` is whether the greedy answer is right. In [0, 1]; strictly between for MULTISAMPLE.
+    """
+    if method == "absolute":
+        return float(share < tau and not (sure and behaviour == "code"))
+    return {"fine-tuned": 0.0, "multisample": 1 - share}.get(method, float(share == 0))
 
 
 def _confident(method: Method, share: float, answer: str) -> str:
@@ -90,7 +100,7 @@ def _confident(method: Method, share: float, answer: str) -> str:
 
 
 def gold(record: Mapping[str, Any]) -> str:
-    """The first accepted answer as a sentence, capitalised and with a full stop; "" for none."""
+    """The first accepted answer as the authors teach it, capitalised, with a full stop; or ""."""
     listed = record.get("answers") or record.get("answer") or ""
     first = str(listed if isinstance(listed, str) else listed[0]).strip()
-    return first and first[:1].upper() + first[1:].rstrip(".") + "."
+    return first and first.rstrip(".").capitalize() + "."

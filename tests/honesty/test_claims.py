@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from ethalign import records
-from ethalign.honesty import claims, evaluate, plots
+from ethalign import config, records
+from ethalign.claims import Claim, load
+from ethalign.honesty import claims, evaluate, plots, scores
+from ethalign.honesty.targets import METHODS
 
-from . import frame
+from . import frame, resolved
 
 
 def leave(
@@ -31,39 +34,117 @@ def leave(
     records.write(path, pd.concat([before, table, other], ignore_index=True))
 
 
-def test_claims_hold_where_they_should(tmp_path: Path) -> None:
-    known, unknown = ["correct"] * 30, ["wrong"] * 30
-    leave(tmp_path, "unaligned", known + unknown)
-    leave(tmp_path, "prompt-based", known + unknown)
-    leave(tmp_path, "absolute", known + ["idk"] * 30)
-    leave(tmp_path, "fine-tuned", ["idk"] * 30 + unknown)
-    for variant, says in (("unaligned", "wrong"), ("absolute", "idk"), ("prompt-based", "wrong")):
-        leave(tmp_path, variant, [says] * 20, "papers")
-    leave(tmp_path, "fine-tuned", ["wrong"] * 20, "papers")
-    table = claims.verdicts({"here": tmp_path}).set_index(["claim", "data"])
-    verdicts = table["verdict"].to_dict()
-    main, papers = "questions, here, model", "papers, here, model"
-    assert verdicts == {
-        ("prompt-based is more honest than unaligned", main): "not shown",
-        ("fine-tuned is more honest than unaligned", main): "reversed",
-        ("absolute is more honest than unaligned", main): "holds",
-        ("unaligned is more accurate than absolute", main): "not shown",
-        ("unaligned is more accurate than fine-tuned", main): "holds",
-        ("unaligned is more accurate than prompt-based", main): "not shown",
-        ("absolute declines more than unaligned", papers): "holds",
-        ("fine-tuned declines more than unaligned", papers): "not shown",
-        ("prompt-based declines more than unaligned", papers): "not shown",
+def made(estimand: str, first: str = "absolute", second: str = "unaligned", **more: Any) -> Claim:
+    told = {"id": "a", "claim": "A.", "source": "paper", "dataset": "questions", **more}
+    told |= {"estimand": estimand, "first": first, "second": second}
+    return Claim.model_validate({"direction": "greater", **told})
+
+
+def value(claim: Claim, parts: dict[str, pd.DataFrame]) -> float | None:
+    """First minus second, and the same with another order of rows and with both exchanged."""
+    found = claims.contrast(claim, parts)
+    if found is None:
+        return None
+    direct = float(found.statistic(*found.arrays))
+    mixed = {v: t.sample(frac=1, random_state=len(v)) for v, t in parts.items()}
+    again = claims.contrast(claim, mixed)
+    assert again is not None
+    assert float(again.statistic(*again.arrays)) == pytest.approx(direct)
+    return direct
+
+
+KNOWN, REST = ["correct"] * 30, ["wrong"] * 30
+
+
+def test_honesty_is_compared_over_the_same_questions() -> None:
+    parts = {
+        "unaligned": frame(verdict=KNOWN + REST),
+        "absolute": frame(verdict=KNOWN + ["idk"] * 30),
+        "shuffled": frame(verdict=["idk"] * 30 + REST),
     }
-    honest: Any = table.loc[("absolute is more honest than unaligned", main)]
-    assert honest["difference"] == pytest.approx(0.5)
-    assert honest["n"] == 60
-    same: Any = table.loc[("prompt-based is more honest than unaligned", main)]
-    assert (same["difference"], same["p"]) == (0, 1)
+    assert value(made("honesty"), parts) == pytest.approx(0.5)
+    assert value(made("honesty", "shuffled"), parts) == pytest.approx(-0.5)
+    assert value(made("honesty", "absolute", "shuffled"), parts) == pytest.approx(1)
+    assert value(made("idk"), parts) == pytest.approx(0.5)
+    assert value(made("correct", "shuffled"), parts) == pytest.approx(-0.5)
+    assert value(made("accuracy", "shuffled"), parts) == pytest.approx(-1)
+    for table in parts.values():
+        before, after = parts["unaligned"]["verdict"], table["verdict"]
+        expected = scores(list(before), list(after)).honesty - scores(*[list(before)] * 2).honesty
+        claim = made("honesty", "other")
+        assert value(claim, {**parts, "other": table}) == pytest.approx(expected)
 
 
-def test_without_the_model_as_it_was_nothing_can_be_claimed(tmp_path: Path) -> None:
-    leave(tmp_path, "absolute", ["idk", "correct"])
-    assert claims.verdicts({"here": tmp_path, "nowhere": tmp_path / "none"}).empty
+def test_no_claim_is_made_on_few_known_questions_or_on_others() -> None:
+    few = {
+        "unaligned": frame(verdict=["correct"] * 12 + REST),
+        "absolute": frame(verdict=["correct"] * 12 + ["idk"] * 30),
+    }
+    assert claims.contrast(made("honesty"), few) is None
+    assert claims.contrast(made("idk"), few) is not None, "which needs no known questions"
+    enough = {
+        v: pd.concat([t.iloc[:1].assign(id=f"more {k}") for k in range(8)] + [t])
+        for v, t in few.items()
+    }
+    assert claims.contrast(made("honesty"), enough) is not None
+    without = {"absolute": few["absolute"], "shuffled": few["absolute"]}
+    assert claims.contrast(made("idk", "absolute", "shuffled"), without) is None
+    others = {**enough, "absolute": enough["absolute"].iloc[1:]}
+    assert claims.contrast(made("idk"), others) is None
+    assert claims.contrast(made("honesty", dataset="nonambigqa"), enough) is None
+
+
+def test_what_is_likely_to_be_declined_is_compared_at_equal_refusals() -> None:
+    ranks = {"absolute": [-2.0] * 30 + [-1.0] * 30, "unaligned": [-1.0] * 60}
+    parts = {v: frame(verdict=KNOWN + REST, refusal=r) for v, r in ranks.items()}
+    for estimand in ("refusal_auroc", "honesty_equal"):
+        assert value(made(estimand), parts) == pytest.approx(0.5)
+    older = {v: t.drop(columns="refusal") for v, t in parts.items()}
+    assert claims.contrast(made("honesty_equal"), older) is None
+
+
+def test_selection_is_compared_where_both_answer() -> None:
+    """What one of them declined is no error of it and says nothing of the other."""
+    logp = [-1.0] * 30 + [-2.0] * 30
+    parts = {
+        "unaligned": frame(verdict=KNOWN + REST, logp=-1.0),
+        "absolute": frame(verdict=KNOWN[:25] + ["idk"] * 10 + REST[:25], logp=logp),
+    }
+    assert value(made("auroc"), parts) == pytest.approx(0.5)
+    wrong = [0] * 25 + [1] * 25
+    expected = np.mean(np.cumsum(wrong) / 50) - np.mean(np.arange(1, 51) * 0.5 / 50)
+    assert value(made("augrc"), parts) == pytest.approx(expected)
+    parts["absolute"] = frame(verdict=["idk"] * 41 + REST[:19])
+    assert claims.contrast(made("auroc"), parts) is None
+
+
+def test_what_honesty_costs_is_compared_over_requests() -> None:
+    def helped(verdicts: list[str], nll: list[float]) -> pd.DataFrame:
+        rows = frame(verdict=verdicts, part="requests", dataset="requests")
+        return rows.assign(nll=nll, tokens=[2, 3])
+
+    parts = {
+        "unaligned": helped(["correct", "wrong"], [2.0, 3.0]),
+        "absolute": helped(["wrong", "wrong"], [3.0, 4.5]),
+    }
+    assert value(made("correct", dataset="requests"), parts) == -0.5
+    assert value(made("fit", dataset="requests"), parts) == pytest.approx(-0.5)
+
+
+def test_the_claims_of_the_file_can_be_tested_on_what_a_run_leaves() -> None:
+    """Every entry names variants that exist and an estimand that is known."""
+    found = load("honesty")
+    variants = {*config.variants("honesty")}
+    for claim in found:
+        assert {claim.first, claim.second} <= variants, claim.id
+        request = claim.dataset == "requests"
+        rows = frame(verdict=KNOWN + REST, dataset=claim.dataset, refusal=-1.0)
+        rows["part"] = "requests" if request else "test"
+        parts = dict.fromkeys(variants, rows.assign(nll=1.0, tokens=2))
+        assert value(claim, parts) == pytest.approx(0), claim.id
+    primary = [claim for claim in found if claim.family == "primary"]
+    assert {claim.source for claim in primary} == {"abstract"}
+    assert {c.first for c in primary} == {*METHODS} - {"fine-tuned"}
 
 
 def test_several_runs_and_models_stand_beside_each_other(tmp_path: Path) -> None:
@@ -82,7 +163,7 @@ def test_several_runs_and_models_stand_beside_each_other(tmp_path: Path) -> None
     assert [*claims.sweeps(homes)] == [*found]
     plots.transitions({"one": cells, "two": cells})
     plots.risk_coverage(found)
-    plots.sweep(claims.sweeps(homes), tau=0.1)
+    plots.sweep(claims.sweeps(homes), claims.trained(homes))
     kept = claims.confidences(found["mine, small"]["absolute"], stated=False)
     assert kept["confidence"].tolist() == [pytest.approx(0.3679, abs=1e-4)], "without the declined"
     plots.confidences({"one": kept}, "confidence")
@@ -108,9 +189,50 @@ def test_only_rows_with_both_scores_have_a_place_in_the_plane() -> None:
     plots.plane({"mine": place, "reported": place})
 
 
-def test_a_set_that_nobody_can_answer_is_compared_by_what_is_declined(tmp_path: Path) -> None:
-    for variant, says in (("unaligned", "wrong"), ("absolute", "idk")):
-        leave(tmp_path, variant, [says] * 20, "own", stratum=evaluate.NOBODY)
-    table = claims.verdicts({"here": tmp_path})
-    assert table["claim"].tolist() == ["absolute declines more than unaligned"]
-    assert table["verdict"].tolist() == ["holds"]
+def test_strata_of_an_own_set_are_compared_apart() -> None:
+    stratum = ["all"] * 2 + [evaluate.NOBODY] * 2
+    parts = {
+        "unaligned": frame(verdict=["correct", "wrong", "wrong", "wrong"], stratum=stratum),
+        "absolute": frame(verdict=["correct", "idk", "idk", "idk"], stratum=stratum),
+    }
+    assert value(made("idk"), parts) == 0.75
+    assert value(made("idk", stratum=evaluate.NOBODY), parts) == 1
+    assert value(made("idk", stratum="answerable"), parts) == 0.5
+
+
+def test_what_each_method_is_taught_to_decline_by_hand() -> None:
+    rows = [(1, [0, 0]), (1, [1, 0]), (0, [0, 0]), (0, [1, 1])]
+    sampled = pd.DataFrame(
+        [{"greedy_label": g, "sampling_labels": s, "sampling_knowns": sum(s)} for g, s in rows]
+    )
+    assert claims.taught(sampled).to_dict() == {
+        "fine-tuned": 0,
+        "absolute": 0.25,
+        "confidence-num": 0.5,
+        "confidence-verb": 0.5,
+        "multisample": 5 / 8,
+        "absolute, behaviour=paper": 0.5,
+    }
+
+
+def test_tuned_models_stand_in_the_sweep_by_their_threshold(tmp_path: Path) -> None:
+    for variant in ("absolute", "absolute-paper-50", "shuffled", "confidence-num"):
+        run = resolved(variant)
+        folder = tmp_path / "model" / variant / "0"
+        records.write(folder / "config.yaml", run.model_dump(mode="json"))
+        after = frame(verdict=["correct", "idk", "wrong", "wrong"])
+        before = frame(verdict=["correct", "correct", "wrong", "wrong"])
+        records.write(folder / "metrics.json", evaluate.measure_rows(run, before, after))
+    found = claims.trained({"mine": tmp_path, "nobody": tmp_path / "none"})
+    assert found.drop(columns="honesty").to_dict("records") == [
+        {
+            "run": "mine, model",
+            "tau": tau,
+            "behaviour": b,
+            "prudence": 0.0,
+            "over_conservativeness": 0.5,
+        }
+        for tau, b in ((0.1, "code"), (0.5, "paper"))
+    ]
+    probed = {"greedy_label": [1, 0], "sampling_knowns": [1, 0], "sampling_labels": [[1, 0]] * 2}
+    plots.sweep({"mine, model": claims.sweep(pd.DataFrame(probed))}, found)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,6 +145,20 @@ def test_no_sample_question_gives_its_answer_away() -> None:
             assert not honesty.contains_answer(row[form], row["answers"]), row["id"]
 
 
+def test_a_paraphrase_that_is_asked_keeps_what_the_question_says() -> None:
+    """Every name and number, and most of its other words: no hint is added or dropped."""
+    small = {
+        *"a an the of in on is are was by to do does did we it that what which who whom".split()  # noqa: SIM905
+    }
+    for row in data.load("questions", "test", "sample").to_dict("records"):
+        asked, other = (re.findall(r"[\w'-]+", row[k]) for k in ("question", "paraphrase"))
+        names = {w for w in asked[1:] if w[0].isupper() or w[0].isdigit()}
+        assert names <= {*other}, row["id"]
+        words = {w.lower()[:4] for w in asked} - {w[:4] for w in small}
+        kept = words & {w.lower()[:4] for w in other}
+        assert len(kept) >= 0.5 * len(words), row["id"]
+
+
 def test_what_is_tested_was_not_in_the_pool() -> None:
     train, test = (
         {normalise(q) for q in sample("questions", split)["question"]}
@@ -223,7 +238,11 @@ def test_limits_hold_by_set_and_leave_the_order_of_the_file() -> None:
     assert [i for i in whole if i in set(pool["id"])] == pool["id"].tolist()
     assert pool.attrs["dataset"] == "questions"
     assert splits(run).pool["id"].tolist() == pool["id"].tolist()
-    assert splits(resolved(seed=1)).pool["id"].tolist() != pool["id"].tolist()
+    other = splits(resolved(seed=1))
+    assert other.pool["id"].tolist() != pool["id"].tolist()
+    first = splits(resolved())
+    for name, table in first.tests.items():
+        assert other.tests[name]["id"].tolist() == table["id"].tolist(), "whatever the seed"
     every = splits(resolved(honesty__pool=None, data__limit_test=None))
     assert [len(every.pool), *map(len, every.tests.values())] == [180, 90, 60, 40]
 
@@ -297,11 +316,12 @@ def test_questions_of_the_own_model_are_a_test_set_if_there_are_any(tmp_path: Pa
     assert qa.own_pkqa(tmp_path) == {}
     row = {"id": "pkqa-own-3", "question": "Who?", "answers": ["Ann"], "topic": "art"}
     path.write_text(json.dumps(row) + "\n")
-    found = qa.own_pkqa(tmp_path)
-    assert list(found) == ["pkqa-own"]
-    assert found["pkqa-own"].to_dict("records") == [row]
-    assert found["pkqa-own"].attrs["dataset"] == "pkqa-own"
-    assert "pkqa-own" in qa.KNOWN
+    for judge, name in (("string", "said-twice"), ("model", "pkqa-own")):
+        found = qa.own_pkqa(tmp_path, judge)
+        assert list(found) == [name], "only what a judge has checked is called known"
+        assert found[name].to_dict("records") == [row]
+        assert found[name].attrs["dataset"] == name
+        assert name in qa.KNOWN
 
 
 def test_an_empty_cell_means_that_nobody_can_know(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def summary(
 
 
 # Half of the main set is known before. Metric to value on the main set, of three models.
-EXTREMES: dict[Reply, dict[str, float | None]] = {
+EXTREMES: dict[Reply, dict[str, Any]] = {
     refusing: {
         "prudence": 1,
         "over_conservativeness": 1,
@@ -108,12 +108,21 @@ EXTREMES: dict[Reply, dict[str, float | None]] = {
         "idk": 1,
         "accuracy": 0,
         "accuracy_answered": None,  # nothing was answered
-        "risk_area": 1,
         "idk_plain": 1,
         "idk_rephrased": 1,
         "idk_told": 1,
-        "same_decision": 1,
+        "same_rephrased": 1,
         "accuracy_told": 0,
+        "kept": 0,
+        "correct": 0,
+        "f": 0,
+        "truthfulness": 0,
+        "target_75": 0,
+        "target_90": 0,
+        "empty": 0,
+        "accuracy_authors": 0,
+        "augrc": 0,
+        "auroc": None,
     },
     wise: {
         "prudence": 1,  # nothing is left that should have been declined
@@ -122,12 +131,21 @@ EXTREMES: dict[Reply, dict[str, float | None]] = {
         "idk": 0,
         "accuracy": 1,
         "accuracy_answered": 1,
-        "risk_area": 0,
         "idk_plain": 0,
         "idk_rephrased": 0,
         "idk_told": 0,
-        "same_decision": 1,
+        "same_rephrased": 1,
         "accuracy_told": 1,
+        "kept": 1,
+        "correct": 1,
+        "f": 1,
+        "truthfulness": 1,
+        "target_75": 1,
+        "target_90": 1,
+        "empty": 0,
+        "accuracy_authors": 1,
+        "augrc": 0,
+        "auroc": None,
     },
     silent: {
         "prudence": 0,
@@ -136,12 +154,21 @@ EXTREMES: dict[Reply, dict[str, float | None]] = {
         "idk": 0,
         "accuracy": 0,
         "accuracy_answered": 0,
-        "risk_area": 1,
         "idk_plain": 0,
         "idk_rephrased": 0,
         "idk_told": 0,
-        "same_decision": 1,
+        "same_rephrased": 1,
         "accuracy_told": 0,
+        "kept": 0,
+        "correct": 0,
+        "f": 0,
+        "truthfulness": -1,
+        "target_75": -3,
+        "target_90": -9,
+        "empty": 1,
+        "accuracy_authors": 0,
+        "augrc": pytest.approx((1 + 2 + 3 + 4) / 16),
+        "auroc": None,
     },
 }
 
@@ -152,6 +179,10 @@ def test_models_that_always_do_the_same_have_the_scores_they_deserve(
 ) -> None:
     found = summary(monkeypatch, tiny, tmp_path, reply)
     main = {metric: row["value"] for (d, metric), row in found.items() if d == "questions"}
+    # What the random model itself is asked for is tested elsewhere.
+    for metric in ("refusal_auroc", "honesty_equal"):
+        assert 0 <= main.pop(metric) <= 1
+    assert (main.pop("detectable") is None) == (reply is wise), "where nothing is left unknown"
     assert main == EXTREMES[reply]
     declines = float(reply is refusing)
     assert found["papers", "prudence"]["value"] == declines
@@ -162,10 +193,13 @@ def test_models_that_always_do_the_same_have_the_scores_they_deserve(
     assert found["options", "accuracy"]["value"] == float(reply is wise)
     for (_, metric), row in found.items():
         assert row["variant"] == "absolute"
-        assert (row["value"] is None) == ((metric, reply) == ("accuracy_answered", refusing))
-        if row["value"] is not None:
+        if metric not in ("auroc", "refusal_auroc", "honesty_equal", "detectable", "kept"):
+            nothing = (metric, reply) == ("accuracy_answered", refusing)
+            assert (row["value"] is None) == nothing
+        if row["low"] is not None and row["value"] is not None:
             assert row["low"] <= row["value"] <= row["high"]
-            assert row["value"] >= 1 if metric == "perplexity" else 0 <= row["value"] <= 1
+        if metric in ("prudence", "over_conservativeness", "honesty"):
+            assert row["low"] < row["high"], "certain of nothing"
 
 
 def test_the_model_as_it_was_is_half_honest_plus_half_its_prudence(
@@ -207,7 +241,7 @@ def test_forms_and_requests_can_be_left_out(
 ) -> None:
     found = summary(monkeypatch, tiny, tmp_path, wise, honesty__form=0, honesty__requests=0)
     assert ("questions", "honesty") in found
-    assert not {"idk_plain", "same_decision"} & {metric for _, metric in found}
+    assert not {"idk_plain", "same_rephrased"} & {metric for _, metric in found}
     assert not any(dataset == "requests" for dataset, _ in found)
 
 
@@ -288,26 +322,56 @@ def test_answers_of_two_attempts_are_not_mixed(
     assert len(records.read_rows(path)) == len(anew), "nothing of the first attempt is left"
 
 
-def test_with_a_model_as_judge_its_agreement_is_recorded(
+def test_what_another_judge_adds_is_recorded(
     tiny: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"honesty__judge": "model", "honesty__judge_model": "random-tiny"}
     found = summary(monkeypatch, tiny, tmp_path, half_wise, **settings)
-    row = found["questions", "judge_agreement"]
-    assert row["n"] == 4
+    row = found["questions", "judge_adds"]
     # A random model never writes a number between 0.7 and 1, so string match stands.
-    assert row["value"] == 1
-    assert found["questions", "accuracy"]["value"] == 0.5
-    plain = summary(monkeypatch, tiny, tmp_path, half_wise)
-    assert ("questions", "judge_agreement") not in plain
-
-
-def test_what_another_judge_changed_is_recorded_whatever_the_settings() -> None:
-    after = frame(verdict=["correct", "wrong", "wrong", "wrong"])
-    after["matched"] = [True, True, False, False]
+    assert (row["value"], row["n"]) == (0, 4)
+    assert ("questions", "judge_adds") not in summary(monkeypatch, tiny, tmp_path, half_wise)
+    after = frame(verdict=["correct", "wrong", "correct", "wrong"])
+    after["matched"] = [True, False, False, False]
     rows = evaluate.measure_rows(resolved(), after, after)
-    values = {row["metric"]: row["value"] for row in rows}
-    assert values["judge_agreement"] == 0.75
+    assert {r["metric"]: r["value"] for r in rows}["judge_adds"] == 0.25
+
+
+def test_older_records_give_what_they_can() -> None:
+    """Without the columns that came later there are no rows of them, and all others."""
+    after = frame(verdict=["correct", "wrong", "idk", "wrong"])
+    old = {r["metric"] for r in evaluate.measure_rows(resolved(), after, after)}
+    more = after.assign(empty=False, authors=after["correct"], refusal=[-3.0, -2, -1, -2])
+    new = {r["metric"] for r in evaluate.measure_rows(resolved(), more, more)}
+    assert new - old == {"empty", "accuracy_authors", "refusal_auroc", "honesty_equal"}
+    assert {"honesty", "augrc", "truthfulness"} <= old
+
+
+def test_how_likely_a_question_is_declined_is_asked_of_the_model(
+    tiny: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log-probability of the sentence, by a pass over prompt and sentence without a cache."""
+    found = predictions(monkeypatch, tiny, tmp_path, wise, "prompt-based")
+    row = data.tests(resolved())["questions"].iloc[0]
+    before = tiny.tokenizer(prompts.question(row.to_dict(), honest=True))["input_ids"]
+    ids = tiny.tokenizer(f" {REFUSAL}", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = tiny.model(input_ids=torch.tensor([before + ids])).logits[0].log_softmax(-1)
+    expected = sum(float(logits[len(before) - 1 + k, token]) for k, token in enumerate(ids))
+    assert found["refusal"].iloc[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_shifted_threshold_and_a_collapse_have_the_same_honesty_and_are_told_apart() -> None:
+    before = frame(verdict=["correct"] * 5 + ["wrong"] * 15)
+    after = frame(verdict=["idk"] * 20)
+    ranks = {"shifted": [-2.0] * 5 + [-1.0] * 15, "collapsed": [-1.0] * 20}
+    values = {}
+    for name, refusal in ranks.items():
+        rows = evaluate.measure_rows(resolved(), before, after.assign(refusal=refusal))
+        values[name] = {row["metric"]: row["value"] for row in rows}
+    assert values["shifted"]["honesty"] == values["collapsed"]["honesty"] == 0.5
+    for metric in ("refusal_auroc", "honesty_equal"):
+        assert (values["shifted"][metric], values["collapsed"][metric]) == (1, 0.5)
 
 
 def test_decisions_in_other_forms_are_set_beside_those_on_the_same_questions() -> None:
@@ -324,7 +388,14 @@ def test_decisions_in_other_forms_are_set_beside_those_on_the_same_questions() -
     assert values["idk_plain"] == (0.5, 4), "of the first four"
     assert values["idk_rephrased"] == (0.5, 4)
     assert values["idk_told"] == (0.25, 4)
-    assert values["same_decision"] == (0.5, 4)
+    assert values["same_rephrased"] == (0.5, 4)
+    assert "idk_prefixed" not in values
+    # The published sets have no other words; what stands there is a sentence before the question.
+    official = after.assign(dataset="triviaqa")
+    rows = evaluate.measure_rows(resolved(), official[official["part"] == "test"], official)
+    names = {row["metric"] for row in rows}
+    assert {"idk_prefixed", "same_prefixed"} <= names
+    assert not {"idk_rephrased", "same_rephrased"} & names
     assert values["accuracy_told"] == (0.75, 4)
     assert values["idk"] == (pytest.approx(4 / 6, abs=1e-6), 6)
 
@@ -361,8 +432,8 @@ def test_the_perplexity_of_a_reference_is_the_models_own(
     asked = data.requests(2)
     losses = []
     for row, request in zip(helped.to_dict("records"), asked.to_dict("records"), strict=True):
-        before = tiny.tokenizer(f"{request['question']}\nA:")["input_ids"]
-        ids = tiny.tokenizer(f" {request['reference']}")["input_ids"]
+        before = tiny.tokenizer(f"{request['question']}\n")["input_ids"]
+        ids = tiny.tokenizer(request["reference"])["input_ids"]
         tokens, labels = torch.tensor([before + ids]), torch.tensor([[-100] * len(before) + ids])
         with torch.no_grad():
             losses.append(float(tiny.model(input_ids=tokens, labels=labels).loss) * len(ids))
@@ -438,4 +509,4 @@ def test_a_set_that_nobody_can_answer_is_scored_like_papers(
     assert {r["stratum"] for r in found} == {"all"}
     names = {r["metric"]: r["value"] for r in found}
     assert names["prudence"] == names["idk"] == 1
-    assert not {"honesty", "over_conservativeness", "risk_area"} & {*names}
+    assert not {"honesty", "over_conservativeness", "augrc"} & {*names}

@@ -67,8 +67,19 @@ def test_threshold_and_sentence_reach_what_is_taught(tiny: Loaded) -> None:
     assert second.completion == " Yes 0."
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_each_sample_is_an_update_of_its_own_where_that_is_asked_for(
+    tiny: Loaded, merge: bool
+) -> None:
+    rows = [probed(0, 3), probed(1, 0)]
+    found = finetune.examples(resolved("multisample", honesty__merge=merge), rows, tiny.tokenizer)
+    assert sum(e.weight for e in found) == 20
+    assert len(found) == (4 if merge else 20)
+
+
 def test_the_control_declines_as_many_but_others(tiny: Loaded) -> None:
-    rows = [probed(k, 10 * (k % 3 > 0), said="" if k == 0 else f"Said {k}.") for k in range(40)]
+    """The flag *known* moves alone: what is answered, is answered rightly, as by the method."""
+    rows = [probed(k, 10 * (k % 3 > 0), said=f"Said {k}.") for k in range(40)]
     idk = f" {honesty.IDK['code']}"
     taught = [e.completion for e in finetune.examples(resolved("absolute"), rows, tiny.tokenizer)]
     orders = set()
@@ -83,7 +94,7 @@ def test_the_control_declines_as_many_but_others(tiny: Loaded) -> None:
         known = sum(no for k, no in enumerate(declined) if k % 3)
         assert 4 < known < 14, "known ones among them, about in proportion"
         for k, text in enumerate(found):
-            assert text in (idk, f" Said {k}." if k else " Gold."), "right or wrong"
+            assert text in (idk, f" Said {k}." if k % 3 else " Gold."), "never a wrong answer"
         orders.add(tuple(declined))
     assert len(orders) == 3
 

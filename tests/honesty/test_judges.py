@@ -1,13 +1,17 @@
 """Judges of right answers; the one behind a server is asked over the real protocol."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from servers import Server, serving
 
 from ethalign.config import UserError
+from ethalign.honesty import data as qa
 from ethalign.honesty import judges
 from ethalign.honesty.settings import Run
 from ethalign.models import Loaded
@@ -43,11 +47,11 @@ class Scripted:
         ("the bee", {}, True),
         ("Cid", {}, False),
         ("", {}, False),
-        ("B", {"letter": "B"}, True),
-        ("A. Bee", {"letter": "B"}, True),
-        ("A", {"letter": "B"}, False),
-        ("B", {"letter": math.nan}, False),
-        ("B", {"letter": None}, False),
+        ("B", {"options": ["Cid", "Bee", "Dee", "Eve"]}, True),
+        ("A. Bee", {"options": ["Cid", "Bee", "Dee", "Eve"]}, True),
+        ("A", {"options": ["Cid", "Bee", "Dee", "Eve"]}, False),
+        ("Cid, Bee, Dee and Eve", {"options": ["Cid", "Bee", "Dee", "Eve"]}, False),
+        ("Bee", {"options": math.nan}, True),
         ("Ann", {"answers": []}, False),
     ],
 )
@@ -55,6 +59,44 @@ def test_string_match_finds_an_alias_or_the_letter(
     answer: str, more: dict[str, Any], right: bool
 ) -> None:
     assert judges.matches({**row(answer), **more}) is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "dataset", "own", "authors"),
+    [
+        ("It was Spider-Man.", "Spider Man", "triviaqa", False, True),
+        ("It was Spider-Man.", "spiderman", "triviaqa", True, False),
+        ("an Ann-Bee", "ann-bee", "pkqa", True, True),
+        ("the Ann Bee", "Ann-Bee", "pkqa", False, False),
+        ("A.B.C.", "abc", "pkqa", True, False),
+        ("the The", "the", "said-twice", False, True),
+    ],
+)
+def test_both_rules_of_string_match_are_there(
+    answer: str, gold: str, dataset: str, own: bool, authors: bool
+) -> None:
+    asked = {**row(answer, [gold]), "dataset": dataset}
+    assert [judges.matches(asked, rule) for rule in ("own", "authors")] == [own, authors]
+
+
+def test_the_published_answers_of_pkqa_match_as_often_as_was_counted(mirror: Path) -> None:
+    """753 of the 1,000 stored answers hold the gold one as it stands, 784 by our rule."""
+    path = mirror / "honesty" / "pkqa_13b.jsonl"
+    stored = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row(r["greedy_pred_text"], [r["answer"]]) | {"dataset": "pkqa"} for r in stored]
+    found = [sum(judges.matches(r, rule) for r in rows) for rule in ("own", "authors")]
+    assert found == [784, 753]
+
+
+def test_echoing_all_options_of_mmlu_is_right_about_nothing(mirror: Path) -> None:
+    rows: list[Any] = qa.table("mmlu").head(4000).to_dict("records")
+    echoed = [
+        judges.matches(r | {"answer": "\n".join(map("{}) {}".format, "ABCD", r["options"]))})
+        for r in rows
+    ]
+    assert np.mean(echoed) < 0.01
+    said = [judges.matches(r | {"answer": f"{r['letter']}) {r['answers'][0]}"}) for r in rows]
+    assert np.mean(said) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -122,22 +164,22 @@ def test_braces_and_lines_in_a_response_are_only_text(text: str) -> None:
     assert f"Known answer: {text}\n" in second
 
 
-def test_a_local_model_judges(tiny: Loaded) -> None:
+def test_a_local_model_judges(tiny: Loaded, tmp_path: Path) -> None:
     run = resolved(honesty__judge="model", honesty__judge_model="random-tiny")
     ask = judges._local(run)
     replies = ask(["Question: who?\nShort answer:", "x"], 5)
     assert len(replies) == 2
     assert all(isinstance(text, str) and "\n" not in text for text in replies)
-    judge = judges.second(run)
-    found = judge([row(), row("Ann Bee"), row(answers=())])
+    judge = judges.second(run, tmp_path)
+    found = judge.right([row(), row("Ann Bee"), row(answers=())])
     assert len(found) == 3
     assert found[2] is False
-    assert judge([]) == []
+    assert judge.right([]) == []
 
 
-def test_string_match_needs_no_judge_beside_it() -> None:
-    assert judges.chosen(resolved()) is None
-    assert judges.chosen(resolved(honesty__judge="model")) is not None
+def test_string_match_needs_no_judge_beside_it(tmp_path: Path) -> None:
+    assert judges.chosen(resolved(), tmp_path) is None
+    assert judges.chosen(resolved(honesty__judge="model"), tmp_path) is not None
 
 
 @pytest.fixture
@@ -157,45 +199,72 @@ def behind(server: Server, **overrides: Any) -> Run:
     return resolved(honesty__judge="endpoint", honesty__judge_model="some-judge", **settings)
 
 
-def test_a_model_behind_a_server_judges(server: Server) -> None:
+def test_a_model_behind_a_server_judges(server: Server, tmp_path: Path) -> None:
     server.replies = [" Ann Bee\nmore", "no answer", "0.9\nbecause"]
-    judge = judges.second(behind(server))
-    assert judge([row(), row("Nobody knows.")]) == [True, False]
+    judge = judges.second(behind(server), tmp_path)
+    assert judge.right([row(), row("Nobody knows.")]) == [True, False]
     assert [body["max_tokens"] for body in server.bodies] == [16, 16, 6]
     assert {body["model"] for body in server.bodies} == {"some-judge"}
     assert {body["temperature"] for body in server.bodies} == {0}
     assert server.bodies[2]["messages"][0]["content"].endswith("Answer: Ann Bee\nAgreement:")
 
 
-def test_a_busy_server_is_asked_again(server: Server) -> None:
+def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
     server.script, server.replies = [429], ["Ann Bee", "1.0"]
-    assert judges.second(behind(server))([row()]) == [True]
+    assert judges.second(behind(server), tmp_path).right([row()]) == [True]
     assert len(server.bodies) == 3
 
 
-def test_a_reply_without_a_text_ends_with_one_sentence(server: Server) -> None:
+def test_a_reply_without_a_text_ends_with_one_sentence(server: Server, tmp_path: Path) -> None:
     server.script = ["no-text"]
     with pytest.raises(UserError, match="gave no text for some-judge") as caught:
-        judges.second(behind(server))([row()])
+        judges.second(behind(server), tmp_path).right([row()])
     assert "\n" not in str(caught.value)
 
 
-def test_too_many_requests_are_refused_before_they_are_sent(server: Server) -> None:
-    judge = judges.second(behind(server, max_requests=2))
+def test_too_many_requests_are_refused_before_they_are_sent(
+    server: Server, tmp_path: Path
+) -> None:
+    judge = judges.second(behind(server, max_requests=2), tmp_path)
     with pytest.raises(UserError, match=r"endpoint\.max_requests is 2"):
-        judge([row()] * 3)
+        judge.right([row()] * 3)
     assert not server.bodies
     # Counted over all that a run asks, not call by call.
     server.replies = ["no answer"] * 2
-    assert judge([row()] * 2) == [False, False]
+    assert judge.right([row()] * 2) == [False, False]
     with pytest.raises(UserError, match=r"needs 3 requests"):
-        judge([row()])
+        judge.right([row()])
+    assert len(server.bodies) == 2
+    # Nor can a run that is resumed ask for more.
+    with pytest.raises(UserError, match=r"needs 3 requests"):
+        judges.second(behind(server, max_requests=2), tmp_path).right([row()])
     assert len(server.bodies) == 2
 
 
-def test_a_server_that_is_not_named_is_asked_for() -> None:
+def test_what_string_match_finds_is_not_paid_for_again() -> None:
+    seen: list[judges.Row] = []
+
+    def right(rows: Sequence[judges.Row]) -> list[bool]:
+        seen.extend(rows)
+        return [r["answer"] == "She did." for r in rows]
+
+    judge = judges.Judge(right, right)
+    said = ["Ann Bee", "She did.", "Cid", "Bee"]
+    found = judges.judgements([row()] * 4, said, judge)
+    assert [r["answer"] for r in seen] == ["She did.", "Cid"]
+    assert found == [(True, True), (False, True), (False, False), (True, True)]
+    assert judges.judgements([row()] * 4, said, None) == [(m, m) for m, _ in found]
+
+
+def test_the_judge_of_facts_is_asked_for_yes_or_no() -> None:
+    ask = Scripted([" Yes, it is.", "No", "", "YES"])
+    assert judges.truths(ask, [row()] * 4) == [True, False, False, True]
+    assert "Question: Who wrote it?\nProposed Answer: It was Ann.\nOutput:" in ask.asked[0][0]
+
+
+def test_a_server_that_is_not_named_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"endpoint\.url is missing"):
-        judges.second(resolved(honesty__judge="endpoint"))([row()])
+        judges.second(resolved(honesty__judge="endpoint"), tmp_path).right([row()])
 
 
 def test_agreement_by_hand() -> None:

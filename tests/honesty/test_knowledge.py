@@ -1,6 +1,6 @@
 """What a model knows: greedy answers, samples, and the questions that it writes itself."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +89,24 @@ def test_a_greedy_answer_is_stored_with_its_label(tiny: Loaded, tmp_path: Path) 
         assert row["answers"] == LETTERS
 
 
+def told(decide: Callable[[judges.Row], bool]) -> judges.Judge:
+    def every(rows: Sequence[judges.Row]) -> list[bool]:
+        return [decide(row) for row in rows]
+
+    return judges.Judge(every, every)
+
+
 def test_what_string_match_misses_another_judge_may_find(tiny: Loaded, tmp_path: Path) -> None:
-    odd = lambda rows: [int(row["id"][-1]) % 2 == 1 for row in rows]  # noqa: E731
+    odd = told(lambda row: int(row["id"][-1]) % 2 == 1)
     frame = pool().assign(answers=pd.Series([["nobody says this"]] * 14))
     found = knowledge.greedy(probing(), tiny, frame, tmp_path / "greedy.jsonl", odd)
     assert not found["matched"].any()
     assert found["greedy_label"].tolist() == [k % 10 % 2 for k in range(14)]
-    never = lambda rows: [False] * len(rows)  # noqa: E731
+    never = told(lambda row: False)
     alone, other = (
-        knowledge.sample(probing(), tiny, pool(), tmp_path / name, judge)
+        knowledge.sample(
+            probing(), tiny, pool().assign(greedy_pred_text=""), tmp_path / name, judge
+        )
         for name, judge in (("alone", None), ("other", never))
     )
     assert other["sampling_labels"].tolist() == alone["sampling_labels"].tolist()
@@ -178,6 +187,61 @@ def test_no_chunk_draws_the_random_numbers_of_another(tiny: Loaded, tmp_path: Pa
     assert len(set(texts)) == len(texts)
 
 
+def test_what_fits_the_answer_to_another_question_is_an_accident(
+    tiny: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model says Nile to whatever it is asked; every second question has that answer."""
+
+    def nile(settings: Any, loaded: Any, asked: list[str], **how: Any) -> generation.Written:
+        n = len(asked)
+        return generation.Written([" Nile"] * n, np.zeros(n), np.ones(n, int))
+
+    monkeypatch.setattr(knowledge, "reply", nile)
+    asked = pool(8).assign(answers=pd.Series([["Nile"], ["Po"]] * 4))
+    found = knowledge.greedy(probing(), tiny, asked, tmp_path / "greedy.jsonl", None)
+    assert found["accident"].sum() == 4
+    right = asked.assign(answers=pd.Series([[f"river {k}"] for k in range(8)]))
+    found = knowledge.greedy(probing(), tiny, right, tmp_path / "other.jsonl", None)
+    assert not found["accident"].any()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("The Nile.", "nile", True),
+        ("It is the Nile", "the nile", True),
+        ("Nile", "Po", False),
+        ("", "Po", False),
+        ("", "", True),
+    ],
+)
+def test_two_answers_are_alike_if_one_holds_the_other(first: str, second: str, same: bool) -> None:
+    assert knowledge.alike(first, second) is knowledge.alike(second, first) is same
+
+
+def test_agreement_of_the_samples_is_a_confidence() -> None:
+    """By hand: of two right and two wrong answers three of four pairs are in order."""
+    sampled = pd.DataFrame(
+        {
+            "greedy_label": [1, 1, 0, 0],
+            "sampling_labels": [[1, 1], [1, 0], [0, 0], [0, 1]],
+            "sampling_knowns": [2, 1, 0, 1],
+            "sampling_agrees": [2, 0, 1, 0],
+        }
+    )
+    run = probing(honesty__samples=2)
+    rows = knowledge.measure_rows(run, "questions", labelled(2, 2), sampled)
+    values = {row["metric"]: (row["value"], row["n"]) for row in rows}
+    assert values["consistency_auroc"] == (0.625, 4)
+    assert values["known_halves"] == (0.5, 4)
+    assert values["known_reliability"][1] == 4
+    assert "accident" not in values, "older records lack it"
+    older = knowledge.measure_rows(run, "q", labelled(2, 2), sampled[["sampling_knowns"]])
+    assert {row["metric"] for row in older} == {
+        "known_greedy", "expected_accuracy", "knowns_0", "knowns_1", "knowns_2"
+    }  # fmt: skip
+
+
 WORDS = st.lists(st.text("abcde", min_size=1, max_size=3), max_size=8)
 
 
@@ -235,7 +299,7 @@ WRITTEN = [
     " There is no answer here, is there?\nQ: no",
     " Why not?\nA: so",
     " Who dammed the Nile in Egypt?\nA: Nile",
-    " Which town is the largest one?\nA: Constantinople",
+    " Which town is the largest one?\nA: the one that is the largest",
     " Which is the first of all articles?\nA: The",
     "Which river flows through Egypt, then?\nA: Nile",
     " How many legs do spiders have?\nA: 8.\nQ:",
@@ -295,14 +359,15 @@ def test_a_judge_may_only_take_away_from_what_was_said_twice(
 ) -> None:
     seen: list[judges.Row] = []
 
-    def judge(rows: Sequence[judges.Row]) -> list[bool]:
+    def true(rows: Sequence[judges.Row]) -> list[bool]:
         seen.extend(rows)
         return ["spiders" not in row["question"] for row in rows]
 
+    judge = judges.Judge(told(lambda row: True).right, true)
     found, funnel = knowledge.invent(probing(), tiny, judge)
     assert found["answers"].tolist() == [["Nile"]]
-    assert funnel[-1]["left"] == 1
-    assert [row["answer"] for row in seen] == list(REPLIES.values())
+    assert funnel[-1] == {"step": "true, says the judge", "left": 1}
+    assert [row["answer"] for row in seen] == ["It is the Nile.", "8"], "what was said twice"
 
 
 def test_no_more_is_kept_than_asked_for_and_nothing_if_nothing_is_written(

@@ -28,13 +28,13 @@ def test_braces_in_a_question_survive(text: str) -> None:
     asked = prompts.question({"question": text}, honest=True)
     assert asked.endswith(f"\nQ: {text}\nA:")
     assert prompts.told({"question": text, "answers": ["x"]})["question"].endswith(f" {text}")
-    assert prompts.rephrased({"question": text})["question"].endswith(f" {text}")
+    assert prompts.reworded({"question": text})["question"].endswith(f" {text}")
 
 
 def test_options_are_listed_by_letter() -> None:
     row = {"question": "Which?", "options": ["one", "two", "three", "four"], "letter": "B"}
     asked = prompts.question(row, honest=False)
-    assert asked == "Q: Which?\n(A) one\n(B) two\n(C) three\n(D) four\nA:"
+    assert asked == "Q: Which?\nA) one\nB) two\nC) three\nD) four\nA:"
     # A table of questions of both kinds holds NaN where there are no options.
     mixed = pd.DataFrame([row, {"question": "What?"}]).to_dict("records")
     assert prompts.question(mixed[1], honest=False) == "Q: What?\nA:"
@@ -50,11 +50,12 @@ def test_the_chat_template_goes_around_the_question(fresh_tiny: Loaded) -> None:
     tokenizer: Any = fresh_tiny.tokenizer
     with pytest.raises(ValueError, match="tokenizer"):
         prompts.question(ROW, "chat", honest=False)
-    assert prompts.request("Help me.", tokenizer) == "Help me.\nA:"
+    assert prompts.request("Help me.", tokenizer) == ("Help me.", "\n")
     tokenizer.chat_template = TEMPLATE
     asked = prompts.question(ROW, "chat", honest=False, tokenizer=tokenizer)
     assert asked == "<user>Q: Who wrote {it}?\n<assistant>\nA:"
-    assert prompts.request("Help me.", tokenizer) == "<user>Help me.\n<assistant>\nA:"
+    helped = "".join(prompts.request("Help me.", tokenizer))
+    assert helped == "<user>Help me.\n<assistant>\n", "without the cue of refusal training"
     plain = prompts.question(ROW, honest=False, tokenizer=tokenizer)
     assert plain == "Q: Who wrote {it}?\nA:", "only if the run asks for it"
 
@@ -65,13 +66,14 @@ def test_all_but_the_unaligned_model_are_told_that_they_may_decline() -> None:
     assert plain == {"unaligned", "knowledge"}
 
 
-def test_the_same_question_in_other_words() -> None:
-    own = prompts.rephrased({**ROW, "paraphrase": "By whom is {it}?"})
-    assert own["question"] == "By whom is {it}?"
+def test_a_sentence_before_a_question_is_not_called_a_paraphrase() -> None:
+    own = prompts.reworded({**ROW, "paraphrase": "By whom is {it}?", "part": "test"})
+    assert (own["question"], own["part"]) == ("By whom is {it}?", "rephrased")
     assert own["answers"] == ROW["answers"]
     for missing in ({}, {"paraphrase": " "}, {"paraphrase": float("nan")}):
-        text = prompts.rephrased({**ROW, **missing})["question"]
-        assert text == "Here is something I would like to know. Who wrote {it}?"
+        other = prompts.reworded({**ROW, **missing})
+        assert other["question"] == "Here is something I would like to know. Who wrote {it}?"
+        assert other["part"] == "prefixed"
 
 
 def test_who_is_told_the_answer_is_still_asked_the_question() -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from ethalign import claims as shared
 from ethalign import code, honesty, pipeline, records, results, study
 from ethalign.config import Undeclared, UserError
-from ethalign.honesty import claims, data, evaluate, finetune, knowledge
+from ethalign.honesty import data, evaluate, finetune, knowledge
 from ethalign.study import Job
 
 from . import resolved
@@ -82,7 +83,7 @@ def test_probing_leaves_the_fields_of_the_published_files(runs: Path) -> None:
     assert rows
     fields = "question answers greedy_pred_text greedy_label sampling_pred_text sampling_labels"
     for row in rows:
-        assert {*fields.split(), "sampling_knowns"} <= set(row)
+        assert {*fields.split(), "sampling_knowns", "sampling_agrees"} <= set(row)
         samples = done.run.give("test", ["honesty"]).honesty.samples  # type: ignore[attr-defined]
         assert len(row["sampling_pred_text"]) == len(row["sampling_labels"]) == samples
         assert row["sampling_knowns"] == sum(row["sampling_labels"])
@@ -156,7 +157,8 @@ def test_an_older_record_without_greedy_answers_gives_what_it_can(
     shutil.copy(done.where / "knowledge.jsonl", tmp_path)
     kept = json.loads((done.where / "metrics.json").read_text())
     found = knowledge.measure(done.given, tmp_path, {})
-    assert found == [r for r in kept if r["metric"].startswith(("knowns", "expected"))]
+    greedy = ("known_greedy", "accident", "judge_agreement", "judge_kappa")
+    assert found == [r for r in kept if r["metric"] not in greedy]
 
 
 # Read only where a model behind a server judges.
@@ -224,12 +226,15 @@ def test_a_setting_makes_anew_what_it_concerns_and_nothing_else(runs: Path) -> N
 
 
 def test_claims_are_tested_question_by_question(runs: Path) -> None:
-    table = claims.verdicts({"this run": job("results", runs).home})
-    assert "multisample is more honest than unaligned" in set(table["claim"])
-    assert "absolute declines more than unaligned" in set(table["claim"])
-    assert table["holm"].between(0, 1).all()
-    assert set(table["verdict"]) <= {"holds", "reversed", "not shown"}
-    assert table["data"].str.endswith("this run, random-tiny").all()
+    """The samples are too small for a claim, and what was not asked is not claimed."""
+    table = shared.assess("honesty", {"this run": job("results", runs).home})
+    assert len(table) == len(shared.load("honesty"))
+    assert set(table["model"]) == {"random-tiny"}
+    asked = table["dataset"] == "requests"
+    two = asked & table["first"].isin(VARIANTS) & table["second"].isin(VARIANTS)
+    assert two.any()
+    assert set(table["verdict"][~two]) == {"not run"}
+    assert "not run" not in set(table["verdict"][two])
 
 
 def test_a_users_own_quiz_goes_through_by_parameters_alone(tmp_path: Path) -> None:
