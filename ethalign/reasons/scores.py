@@ -158,6 +158,10 @@ def auc(margin: NDArray[Any], positive: NDArray[Any]) -> float:
     return float((ranks[positive].sum() - one * (one + 1) / 2) / (one * other))
 
 
+def _brier(p: NDArray[Any], positive: NDArray[Any]) -> float:
+    return float(((p - positive) ** 2).mean())
+
+
 def _readings(run: Run, part: pd.DataFrame) -> Estimates:
     """What a model knows of the label whatever its threshold, and what its texts say.
 
@@ -168,7 +172,7 @@ def _readings(run: Run, part: pd.DataFrame) -> Estimates:
     p, ece = scipy.special.expit(margin), calibration.expected_calibration_error
     found = {
         "auc": estimate(run, auc, part, margin, positive),
-        "brier": estimate(run, lambda p, y: ((p - y) ** 2).mean(), part, p, positive),
+        "brier": estimate(run, _brier, part, p, positive),
         "ece": estimate(run, ece, part, p, positive.astype(int)),
         "says_unethical": _share(run, part, part["verdict"] == "unethical"),
         "majority": _share(run, part, part["gold"] == part["gold"].mode()[0]),
