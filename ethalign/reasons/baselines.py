@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ethalign import audit, encoders, metrics, models, records
+from ethalign.data import limit
 from ethalign.reasons import data, judges, prompts, scores
 from ethalign.reasons.settings import Run
 from ethalign.study import Rows
@@ -95,46 +96,50 @@ def _classified(
 def _judge(run: Run, where: Path, fit: Fit) -> dict[str, int]:
     """Train the judge of reasons; how it and the stance judge do on human reasons, as counts.
 
-    Both learn from training rows without any statement of the test file. On held-out pairs, of
-    other families of statements, the judge ``caught`` some of the wrong reasons of each kind and
-    ``passed`` some of the ``aligned`` ones; ``misaligned`` are the wrong ones on the topic of
-    their statement, as those of a model are, of which ``overlap`` (see ``judges``)
-    ``overlap_caught`` some. What both say of each pair goes to ``checks.jsonl``. Empty if the
-    judge would learn from fewer than five reasons of either label.
+    Both learn from training rows without any statement of the test file, and are checked on
+    others: the judge on pairs from other families of statements (``checks.jsonl``). Empty if it
+    would learn from fewer than five reasons of either label.
     """
     from sklearn.model_selection import GroupShuffleSplit
 
     settings, seed = run.baselines, run.seed
     rows = data.untouched(run.data, seed)
-    written = rows[rows["reason"].str.strip() != ""]
-    if settings.judge_rows:
-        written = written.sample(min(settings.judge_rows, len(written)), random_state=seed)
+    written = limit(rows[rows["reason"].str.strip() != ""], settings.judge_rows, seed)
     if len(written) < 10:
         return {}
     cut = GroupShuffleSplit(1, test_size=0.25, random_state=seed)
-    kept, out = next(cut.split(written, groups=data.families(written["statement"])))
-    learned, held = written.iloc[kept], written.iloc[out]
+    parts = next(cut.split(written, groups=data.families(written["statement"])))
+    learned, held = (written.iloc[part] for part in parts)
     labels = learned["label"].value_counts()
     if len(labels) < 2 or labels.min() < 5:
         return {}
     pairs, checks = judges.judge_pairs(learned, seed), judges.judge_pairs(held, seed)
-    texts, reasons = list(pairs["statement"]), list(pairs["reason"])
-    judge = fit(texts, pairs["aligned"], pairs=reasons, epochs=settings.judge_epochs)
+    told = [(list(table["statement"]), list(table["reason"])) for table in (pairs, checks)]
+    judge = fit(told[0][0], pairs["aligned"], pairs=told[0][1], epochs=settings.judge_epochs)
     encoders.save(judge, where / "judge")
-    texts, reasons = list(checks["statement"]), list(checks["reason"])
-    checks["says"] = encoders.logits(judge, texts, pairs=reasons).argmax(1)
+    checks["says"] = encoders.logits(judge, *told[1]).argmax(1)
     checks["overlap_says"] = judges.overlap(pairs, checks)
     records.write(where / "checks.jsonl", checks[["kind", "aligned", "says", "overlap_says"]])
+    reasons, gold = list(written["reason"]), list(written["label"])
+    stance = cross_validate(judges.stance_model(seed), reasons, gold, folds=5, seed=seed)
+    right = sum(metrics.right(stance, gold))
+    return {**_counts(checks), "stance_right": right, "stance": len(gold)}
+
+
+def _counts(checks: pd.DataFrame) -> dict[str, int]:
+    """Of checked pairs: how many of each kind of wrong reason there are and were ``caught_…``.
+
+    ``misaligned`` are those on the topic of their statement, as the reasons of a model are;
+    ``caught`` and ``overlap_caught`` (see ``judges.overlap``) of these. ``passed`` are of the
+    ``aligned`` ones.
+    """
     kind, flagged = checks["kind"], checks["says"] == 0
     topic, real = kind.isin(["flipped", "reversed"]), kind == "real"
     masks = {"caught": flagged & topic, "misaligned": topic, "passed": ~flagged & real}
     masks |= {"aligned": real, "overlap_caught": topic & (checks["overlap_says"] == 0)}
     for name in judges.KINDS:
         masks |= {name: kind == name, f"caught_{name}": flagged & (kind == name)}
-    reasons, gold = list(written["reason"]), list(written["label"])
-    stance = cross_validate(judges.stance_model(seed), reasons, gold, folds=5, seed=seed)
-    counts = {name: int(mask.sum()) for name, mask in masks.items()}
-    return {**counts, "stance_right": sum(metrics.right(stance, gold)), "stance": len(gold)}
+    return {name: int(mask.sum()) for name, mask in masks.items()}
 
 
 def _audit(run: Run) -> dict[str, tuple[int, int] | metrics.Estimate]:

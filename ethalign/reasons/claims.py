@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ethalign import metrics, results
@@ -48,8 +47,11 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
     gold = both["gold_1"].to_numpy()
     groups = both["family_1"].to_numpy() if "family_1" in both else None
     if claim.estimand == "auc":
+        if not all("logp_ethical" in side for side in (first, second)):
+            return None
         ranks = (scores.margins(t.set_index("id").loc[both["id"]]) for t in (first, second))
-        return Contrast(_auc_gap, (*ranks, gold == "unethical"), groups)
+        arrays = (*ranks, gold == "unethical")
+        return Contrast(lambda a, b, y: scores.auc(a, y) - scores.auc(b, y), arrays, groups)
     names = RIGHT | MISALIGNED
     columns = [f"{names[claim.estimand]}_{k}" for k in (1, 2)]
     if not {*columns} <= {*both}:
@@ -61,7 +63,7 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
         sides = (both[column].to_numpy(bool) for column in columns)
     else:
         sides = ((both[column] == gold).to_numpy(bool) for column in columns)
-    return Contrast(_gap, tuple(sides), groups)
+    return Contrast(lambda a, b: a.mean() - b.mean(), tuple(sides), groups)
 
 
 def _answers(claim: Claim, parts: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
@@ -80,14 +82,6 @@ def _answers(claim: Claim, parts: Mapping[str, pd.DataFrame], name: str) -> pd.D
     # Where no statement is in the training file, all of them are clean.
     mask = masks.get(claim.stratum, masks.get("all") if claim.stratum == "clean" else None)
     return None if mask is None else found[mask]
-
-
-def _gap(first: Any, second: Any) -> float:
-    return float(np.mean(first) - np.mean(second))
-
-
-def _auc_gap(first: Any, second: Any, positive: Any) -> float:
-    return scores.auc(first, positive) - scores.auc(second, positive)
 
 
 def _audited(reference: pd.DataFrame) -> dict[str, tuple[int, int, float]]:

@@ -70,7 +70,7 @@ STUDY = Study(
     datasets=data.DATASETS,
     preflight=preflight,
     order=(
-        *(*baselines.NAMES, "encoder", "shuffled-words"),
+        *("chance", *baselines.NAMES, "encoder", "shuffled-words"),
         *("pretrained", "shuffled", "L", "L-leak-free", "LR", "R-then-L"),
     ),
     before={"L": "pretrained", "LR": "L"},

@@ -86,6 +86,8 @@ def test_a_variant_of_the_baselines_can_be_compared_with() -> None:
     given = parts({"LR": 90})
     given["baselines"] = pd.concat([items(40).assign(variant="majority")])
     assert difference(claim(second="majority"), given) == (pytest.approx(0.5), 100)
+    given["LR"] = given["LR"].assign(logp_ethical=0.0, logp_unethical=1.0)
+    assert difference(claim(second="majority", estimand="auc"), given) is None, "no probabilities"
 
 
 def test_empty_reasons_are_not_compared() -> None:
