@@ -247,6 +247,8 @@ def notebook(
     variant: Annotated[Optional[str], typer.Option(help="of the run")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option(help="of the run")] = None,  # noqa: UP045
     settings: Annotated[Path, typer.Option(help="settings file of a run")] = Path("settings.yaml"),
+    point: Annotated[str, typer.Option(help="of a sweep")] = ".",
+    same: Annotated[Optional[Path], typer.Option(help="folder of a run that did this")] = None,  # noqa: UP045
 ) -> None:
     """Execute one notebook with the settings of a file, as a job of the pipeline does.
 
@@ -254,7 +256,7 @@ def notebook(
     """
     from ethalign import pipeline
 
-    raise typer.Exit(pipeline.notebook(settings, study, stage, variant, seed))
+    raise typer.Exit(pipeline.notebook(settings, study, stage, variant, seed, point, same))
 
 
 def _version(value: bool) -> None:
