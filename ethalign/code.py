@@ -38,8 +38,9 @@ def reach(function: Callable[..., Any]) -> dict[str, str]:
 def reach_of_text(source: str) -> dict[str, str]:
     """The same for a program, for instance the code cells of a notebook; itself under ``""``."""
     module = _parse(source)
-    found = _hashes([target for node in _all(module) for target in _targets(node, module)])
-    dump = "\n".join(ast.dump(node) for node in _all(module))
+    nodes = [node for some in module.nodes.values() for node in some]
+    found = _hashes([target for node in nodes for target in _targets(node, module)])
+    dump = "\n".join(map(ast.dump, nodes))
     return {"": _digest(dump), **found}
 
 
@@ -84,11 +85,6 @@ def _targets(node: ast.AST, module: Module) -> Iterator[tuple[str, str]]:
                 yield "", part.id
             elif part.id in module.imports:
                 yield module.imports[part.id]
-
-
-def _all(module: Module) -> Iterator[ast.AST]:
-    for nodes in module.nodes.values():
-        yield from nodes
 
 
 def _file(name: str) -> Path | None:

@@ -132,6 +132,7 @@ def run(
     scale: str = "tiny",
     seeds: Sequence[int] = (0,),
     overrides: Mapping[str, Any] | None = None,
+    points: Mapping[str, Mapping[str, Any]] | None = None,
     runs: str = "runs",
     stage: str | None = None,
     cores: int | None = None,
@@ -140,6 +141,8 @@ def run(
     """Bring studies up to date in one go; the number of notebooks that were executed.
 
     Every configuration is resolved and the data are read before the first notebook starts.
+    ``points`` are the folders below ``runs`` of a sweep and what is set there besides; what
+    does not depend on it is worked out once.
 
     Raises:
         UserError: a mistake in what was asked for, here or in a notebook.
@@ -147,6 +150,7 @@ def run(
     """
     settings = {
         "studies": share(studies, overrides or {}),
+        "points": {name: share(studies, more) for name, more in (points or {".": {}}).items()},
         "variants": list(variants),
         "scale": scale,
         "seeds": list(seeds),
@@ -161,7 +165,7 @@ def run(
         raise UserError(f"--runs {runs!r} is no folder for runs; give a name without braces.")
     with exclusive(ROOT / runs):
         jobs = plan(settings)
-        for job in {(j.study.name, j.run.variant, j.run.seed): j for j in jobs}.values():
+        for job in {digest(j.run.model_dump(mode="json")): j for j in jobs}.values():
             job.study.preflight(job.run)
         for job in jobs:
             preflight(job, here=profile is None)
@@ -200,21 +204,45 @@ def plan(settings: Mapping[str, Any]) -> list[Job]:
     )
     return [
         job
+        for point, more in settings["points"].items()
         for name, overrides in settings["studies"].items()
-        for job in study.plan(name, only, scale, seeds, overrides, runs, stage)
+        for job in study.plan(
+            name, only, scale, seeds, {**overrides, **more[name]}, Path(runs, point), stage
+        )
     ]
 
 
-def rule(job: Job) -> dict[str, Any]:
-    """What the Snakefile writes into a rule: name, input, output, parameters and command."""
+def rules(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the Snakefile makes of a settings file: a rule per job, see ``rule``.
+
+    Of work that is the same at several points of a sweep the first does it, and the others wait
+    for it and take over what it left.
+    """
+    found, first = [], dict[tuple[str, str], Job]()
+    for job in plan(settings):
+        same = job
+        if job.stage.compute:
+            same = first.setdefault((job.stage.name, job.fingerprint()), job)
+        point = os.path.relpath(job.runs, settings["runs"])
+        found.append(rule(job, point, None if same is job else same))
+    return found
+
+
+def rule(job: Job, point: str = ".", same: Job | None = None) -> dict[str, Any]:
+    """Name, input, output, parameters and command of a job; ``same`` did its work before."""
     parts = [job.study.name, job.stage.name]
     call = list(parts)
     if job.stage.compute:
         parts += [job.run.variant, str(job.run.seed)]
         call += ["--variant", job.run.variant, "--seed", str(job.run.seed)]
+    if point != ".":
+        parts.append(point)
+        call += ["--point", point]
+    if same:
+        call += ["--same", str(same.where)]
     return {
         "name": re.sub(r"\W", "_", "_".join(parts)),
-        "input": [str(other.page) for other in job.before().values()],
+        "input": [str(j.page) for j in (*job.before().values(), *([same] if same else []))],
         "output": str(job.page),
         "depends": page_hash(job),
         "alone": job.stage.alone,
@@ -357,15 +385,24 @@ class _Watcher:
         self._thread.join(timeout=2)
 
 
-def notebook(path: Path, name: str, stage: str, variant: str | None, seed: int | None) -> int:
+def notebook(
+    path: Path,
+    name: str,
+    stage: str,
+    variant: str | None,
+    seed: int | None,
+    point: str = ".",
+    same: Path | None = None,
+) -> int:
     """One Snakemake job: execute a notebook with the settings of a file; the exit code."""
     settings = config.read_yaml(path)
     seeds = settings["seeds"] if seed is None else [seed]
-    overrides = settings["studies"][name]
-    here = study.job(
-        name, stage, variant, settings["scale"], seeds[0], overrides, settings["runs"], seeds
-    )
-    values = {"scale": settings["scale"], "overrides": overrides, "runs": settings["runs"]}
+    overrides = {**settings["studies"][name], **settings["points"][point][name]}
+    runs = str(Path(settings["runs"], point))
+    here = study.job(name, stage, variant, settings["scale"], seeds[0], overrides, runs, seeds)
+    if same:
+        here.adopt(same)
+    values = {"scale": settings["scale"], "overrides": overrides, "runs": runs}
     known = code_cells(notebook_of(here))[0]
     values |= {"seeds": seeds} if re.search(r"^seeds\b", known, re.M) else {"seed": seeds[0]}
     if variant is not None and here.stage.variant is None:

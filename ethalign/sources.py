@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ethalign.config import ROOT, UserError, read_yaml
 
@@ -94,21 +94,21 @@ def fetch(source: Source) -> Path:
     Raises:
         UserError: no network, or bytes that do not match the checksum.
     """
-    mirror = os.environ.get("ETHALIGN_MIRROR")
-    if mirror:
+    target, remedy = _place(source), "delete it and run `ethalign fetch`"
+    if os.environ.get("ETHALIGN_MIRROR"):
         remedy = "copy it again into the folder that ETHALIGN_MIRROR names"
-        return verify(Path(mirror) / source.mirror, source.sha256, remedy)
-    target = cache() / "data" / source.mirror
-    if not target.exists():
+    elif not target.exists():
         _download(source, target)
-    return verify(target, source.sha256, "delete it and run `ethalign fetch`")
+    return verify(target, source.sha256, remedy)
 
 
 def present(source: Source) -> bool:
     """Is an official file here already, in the mirror or the cache?"""
-    mirror = os.environ.get("ETHALIGN_MIRROR")
-    folder = Path(mirror) if mirror else cache() / "data"
-    return (folder / source.mirror).exists()
+    return _place(source).exists()
+
+
+def _place(source: Source) -> Path:
+    return Path(os.environ.get("ETHALIGN_MIRROR") or cache() / "data") / source.mirror
 
 
 def _download(source: Source, target: Path) -> None:
@@ -117,12 +117,13 @@ def _download(source: Source, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # The member is what is checked; archives are packed anew now and then.
     known = None if source.member else f"sha256:{source.sha256}"
+    unpack = pooch.Unzip() if source.url.endswith(".zip") else pooch.Untar()
     try:
         got = pooch.retrieve(
             source.url,
             known,
             path=cache() / "downloads",
-            processor=_unpacking(source),
+            processor=unpack if source.member else None,
             progressbar=False,
         )
     except Exception as error:
@@ -145,12 +146,3 @@ def _download(source: Source, target: Path) -> None:
     if not half.exists() or not inside:
         raise UserError(f"{source.url} holds no single {source.member}; its archive has changed.")
     half.replace(target)
-
-
-def _unpacking(source: Source) -> Any:
-    """How pooch unpacks an archive, if it is one."""
-    import pooch
-
-    if not source.member:
-        return None
-    return pooch.Unzip() if source.url.endswith(".zip") else pooch.Untar()

@@ -226,6 +226,23 @@ class Job(NamedTuple):
         found = sources.sha256(path) if path.is_file() else ""
         return {METRICS: found, "code": digest(code.reach(self.study.measure))}
 
+    def adopt(self, done: Path) -> None:
+        """Take over what the same work has left in another run folder, if it is not here."""
+        facts = records.stages(done).get(self.stage.name, {})
+        if self.state() == "keep" or facts.get("fingerprint") != self.fingerprint():
+            return
+        for name in self.stage.outputs:
+            if (done / name).is_dir():
+                shutil.rmtree(self.where / name, ignore_errors=True)
+                shutil.copytree(done / name, self.where / name)
+            elif (done / name).is_file():
+                self.where.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(done / name, self.where / name)
+        stages = {**records.stages(self.where), self.stage.name: facts}
+        record = {**records.provenance(self.run), "set": dict(self.overrides), "stages": stages}
+        records.write(self.where / "config.yaml", self.run.model_dump(mode="json"))
+        records.write(self.where / "run.json", record)
+
     def require(self, *, make: bool = False) -> None:
         """Refuse to go on without complete files of earlier stages, or make them.
 

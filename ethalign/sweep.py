@@ -66,38 +66,45 @@ def load(path: Path) -> Sweep:
 
 
 def points(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Every point of the grid: the name of its folder to its settings."""
-    found = {}
+    """Every point of the grid: the name of its folder to its settings.
+
+    Raises:
+        UserError: two points whose values read the same as the name of a folder.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for values in itertools.product(*sweep.grid.values()):
         point = dict(zip(sweep.grid, values, strict=True))
         name = "_".join(f"{key.rpartition('.')[2]}-{value}" for key, value in point.items())
-        found[re.sub(r"[^A-Za-z0-9._-]+", "-", name)] = point
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+        if name in found:
+            raise UserError(f"two points of the grid would share the folder {name}.")
+        found[name] = point
     return found
 
 
 def run(path: Path, cores: int | None = None, profile: str | None = None) -> pd.DataFrame:
-    """Run every point that has not run yet; the ``table`` of all, also written beside them."""
-    sweep, home = load(path), _home(path)
-    for name, point in points(sweep).items():
-        pipeline.run(
-            [sweep.study],
-            variants=sweep.variants,
-            scale=sweep.scale,
-            seeds=sweep.seeds,
-            overrides={**sweep.fixed, **point},
-            runs=str(home / name),
-            stage=sweep.stage,
-            cores=cores,
-            profile=profile,
-        )
+    """Run every point that has not run yet; the ``table`` of all, also written beside them.
+
+    All points are one graph of jobs: they share processors or cluster, and what does not depend
+    on the grid, such as a model as it is, is worked out once.
+    """
+    sweep, home = load(path), ROOT / "runs" / "sweeps" / path.stem
+    pipeline.run(
+        [sweep.study],
+        variants=sweep.variants,
+        scale=sweep.scale,
+        seeds=sweep.seeds,
+        overrides=sweep.fixed,
+        points=points(sweep),
+        runs=str(home),
+        stage=sweep.stage,
+        cores=cores,
+        profile=profile,
+    )
     found = table(sweep, home)
     found.to_csv(home / "table.csv", index=False)
     figure(sweep, found).savefig(home / "figure.svg")
     return found
-
-
-def _home(path: Path) -> Path:
-    return ROOT / "runs" / "sweeps" / path.stem
 
 
 def table(sweep: Sweep, home: Path) -> pd.DataFrame:
@@ -111,7 +118,7 @@ def table(sweep: Sweep, home: Path) -> pd.DataFrame:
     for name, point in points(sweep).items():
         metrics = results.rows(home / name / sweep.study / sweep.scale)
         for variant in sweep.variants:
-            mine = metrics[metrics["variant"] == variant]
+            mine = metrics[(metrics["variant"] == variant) & metrics["seed"].isin(sweep.seeds)]
             held = _values(mine, sweep.choose)
             shown = {f"{r.dataset} {r.stratum} {r.metric}": _values(mine, r) for r in sweep.show}
             means = {key: values.mean() for key, values in shown.items()}

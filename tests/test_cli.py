@@ -11,6 +11,7 @@ from ethalign import cli, study
 
 COMMANDS = [
     "run",
+    "sweep",
     "fetch",
     "datasets",
     "models",

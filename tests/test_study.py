@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import toy
+import yaml
 from conftest import command
 
 from ethalign import config, study
@@ -268,3 +270,36 @@ def test_no_study_imports_another_and_no_import_goes_in_a_circle() -> None:
                 seen.add(at)
                 todo += graph[at]
         assert module not in seen, f"{module} imports itself in a circle"
+
+
+def test_points_of_a_sweep_are_one_graph_and_share_what_does_not_depend_on_them(
+    coins: Path,
+) -> None:
+    file = coins / "tosses.yaml"
+    grid = {"coin.tosses": [10, 30], "evaluation.bootstrap": [10, 20]}
+    chosen = {"dataset": "coins", "metric": "heads", "best": "highest"}
+    spec = {"study": "toy", "variants": ["loaded"], "stage": "toss", "seeds": [0, 1]}
+    file.write_text(yaml.safe_dump({**spec, "grid": grid, "choose": chosen}, sort_keys=False))
+    done = command("sweep", file, cwd=coins)
+    assert done.returncode == 0, done.stderr
+    home = coins / "runs" / "sweeps" / "tosses"
+    assert len(list(home.glob(".settings/*.log"))) == 1, "Snakemake was started once"
+    table = pd.read_csv(home / "table.csv")
+    assert list(table["seeds"]) == [2] * 4
+    assert sorted(table["coin.tosses"]) == [10, 10, 30, 30]
+    for tosses in (10, 30):
+        start = [
+            json.loads(path.read_text())["stages"]["toss"]["start"]
+            for path in home.glob(f"tosses-{tosses}_*/toy/tiny/none/loaded/0/run.json")
+        ]
+        assert len(start) == 2
+        assert len(set(start)) == 1, "the bootstrap is not read, so the coin is tossed once"
+        kept = [
+            (path.parents[5].name, path.read_bytes())
+            for path in home.glob(f"tosses-{tosses}_*/toy/tiny/none/loaded/0/predictions.jsonl")
+        ]
+        assert kept[0][1] == kept[1][1]
+        assert kept[0][1].count(b"\n") == tosses
+    again = command("sweep", file, cwd=coins)
+    assert len(list(home.glob("**/*.ipynb"))) == 8
+    assert "> toy" not in again.stderr, "nothing ran again"

@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def run(studies: list[str], **how: Any) -> int:
         ran.append({"studies": studies, **how})
-        lr, model = how["overrides"]["tuning.lr"], how["overrides"]["model.id"]
-        home = Path(how["runs"]) / "reasons" / how["scale"] / model.replace("/", "-")
-        for variant in how["variants"]:
-            for seed in how["seeds"]:
+        for name, point in how["points"].items():
+            lr, model = point["tuning.lr"], point["model.id"]
+            home = Path(how["runs"], name, "reasons", how["scale"], model.replace("/", "-"))
+            # Seed 7 is left from an earlier sweep.
+            for variant, seed in itertools.product(how["variants"], [*how["seeds"], 7]):
                 # The small model learns best at the high rate, the other one at the low rate; on
                 # test rows it is the other way round.
                 good = 0.6 + 0.1 * ((lr > 2e-4) == (model == "random-tiny")) + 0.02 * seed
@@ -50,17 +52,16 @@ def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
 
 def test_every_point_runs_in_a_folder_of_its_own(swept: Any) -> None:
-    _, ran, home = swept
-    assert [Path(call["runs"]).relative_to(home).name for call in ran] == [
+    _, [call], home = swept
+    assert Path(call["runs"]) == home
+    assert list(call["points"]) == [
         "lr-0.0001_id-random-tiny",
         "lr-0.0001_id-org-name",
         "lr-0.0005_id-random-tiny",
         "lr-0.0005_id-org-name",
     ]
-    assert all(call["overrides"]["tuning.epochs"] == 1 for call in ran)
-    assert {(*call["seeds"], call["scale"], call["stage"]) for call in ran} == {
-        (0, 1, "smoke", "evaluate")
-    }
+    assert call["overrides"] == {"tuning.epochs": 1}
+    assert (call["seeds"], call["scale"], call["stage"]) == ([0, 1], "smoke", "evaluate")
 
 
 def test_the_best_is_chosen_on_held_out_rows_for_every_variant_and_model(swept: Any) -> None:
@@ -99,6 +100,12 @@ def test_a_mistake_in_the_file_names_the_entry(tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump({**SPEC, **change}))
         with pytest.raises(UserError, match=f"odd.yaml: {message}: "):
             sweep.load(path)
+
+
+def test_two_points_never_share_a_folder() -> None:
+    spec = sweep.Sweep.model_validate({**SPEC, "grid": {"model.id": ["org/name", "org-name"]}})
+    with pytest.raises(UserError, match="share the folder id-org-name"):
+        sweep.points(spec)
 
 
 @pytest.mark.parametrize("path", sorted((config.ROOT / "configs" / "sweeps").glob("*.yaml")))
