@@ -115,6 +115,9 @@ def test_selection_is_compared_where_both_answer() -> None:
     wrong = [0] * 25 + [1] * 25
     expected = np.mean(np.cumsum(wrong) / 50) - np.mean(np.arange(1, 51) * 0.5 / 50)
     assert value(made("augrc"), parts) == pytest.approx(expected)
+    found = claims.contrast(made("auroc"), parts)
+    assert found is not None
+    assert {len(array) for array in found.arrays} == {60}, "seeds that decline others are aligned"
     parts["absolute"] = frame(verdict=["idk"] * 41 + REST[:19])
     assert claims.contrast(made("auroc"), parts) is None
 
