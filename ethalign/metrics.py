@@ -47,11 +47,13 @@ def shown(value: float, unit: str) -> str:
 
 
 def with_interval(
-    value: float | None, low: float, high: float, unit: str, missing: str = ""
+    value: float | None, low: float | None, high: float | None, unit: str, missing: str = ""
 ) -> str:
     """``value [low, high]`` as a page shows it; ``missing`` where there is no value."""
     if value is None or math.isnan(value):
         return missing
+    if low is None or high is None or math.isnan(low):
+        return shown(value, unit)
     return f"{shown(value, unit)} [{shown(low, unit)}, {shown(high, unit)}]"
 
 

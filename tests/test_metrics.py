@@ -332,3 +332,10 @@ def test_over_seeds_covers_the_truth(seeds: int) -> None:
         _, low, high = metrics.over_seeds(v, v - 1.96 * 0.5, v + 1.96 * 0.5)
         inside += low <= 0 <= high
     assert 0.93 < inside / 2000 < 0.995
+
+
+def test_a_value_without_an_interval_is_shown_without_one() -> None:
+    assert metrics.with_interval(0.5, 0.25, 0.75, "share") == "50.0 [25.0, 75.0]"
+    for nothing in (None, math.nan):
+        assert metrics.with_interval(0.5, nothing, nothing, "share") == "50.0"
+        assert metrics.with_interval(nothing, 0.1, 0.2, "share", "undefined") == "undefined"

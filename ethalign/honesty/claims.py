@@ -68,11 +68,13 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
         kept = np.logical_and(*((t["verdict"] != "idk").to_numpy() for t in pair))
         if kept.sum() < LEAST:
             return None
-        right = [(t["verdict"] == "correct").to_numpy()[kept] for t in pair]
-        logp = [t["logp"].to_numpy(float)[kept] for t in pair]
+        # Seeds decline different questions: all are kept, so that they are resampled together.
+        arrays = [(t["logp"].to_numpy(float), t["verdict"].eq("correct").to_numpy()) for t in pair]
         area = auroc if claim.estimand == "auroc" else _area
-        arrays = logp[0], right[0], logp[1], right[1]
-        return Contrast(lambda a, b, c, d: area(a, b) - area(c, d), arrays)
+        return Contrast(
+            lambda k, a, b, c, d: area(a[k], b[k]) - area(c[k], d[k]) if k.any() else math.nan,
+            (kept, *arrays[0], *arrays[1]),
+        )
     known = (before["verdict"] == "correct").to_numpy()
     if min(known.sum(), (~known).sum()) < LEAST:
         return None

@@ -119,6 +119,50 @@ def pool(run: Run) -> pd.DataFrame:
     return data.limit(frame, run.honesty.pool, run.seed)
 
 
+def mixed(run: Run) -> pd.DataFrame:
+    """MMLU's development questions, each once, which the paper mixes into its training rows."""
+    table = _read("mmlu", "dev", sources.fetch(SOURCES["mmlu-train"]))
+    return table.drop_duplicates("question", ignore_index=True)
+
+
+def probes(run: Run) -> pd.DataFrame:
+    """Rows of ``knowledge.jsonl`` from a file of probed questions in the authors' form.
+
+    Their labels are ``known`` and ``unknown``, their answer is ``gold_answer`` or ``answers``.
+
+    Raises:
+        UserError: a missing file, or a row without one of the fields.
+    """
+    path, rows = ROOT / str(run.honesty.probes), []
+    if not path.is_file():
+        raise UserError(f"{path} is missing; honesty.probes takes the path of a JSONL file.")
+    for number, row in enumerate(records.read_rows(path)):
+        try:
+            labels = [int(label in ("known", 1)) for label in row["sampling_labels"]]
+            rows.append(
+                {
+                    "id": f"probe-{number}",
+                    "question": row["question"],
+                    "answers": row.get("answers") or [row["gold_answer"]],
+                    "greedy_pred_text": row["greedy_pred_text"],
+                    "greedy_label": int(row["greedy_label"] in ("known", 1)),
+                    "sampling_pred_text": row["sampling_pred_text"],
+                    "sampling_labels": labels,
+                    "sampling_knowns": sum(labels),
+                }
+            )
+        except KeyError as error:
+            raise UserError(f"{path}, row {number + 1} has no field {error}.") from None
+    return data.limit(pd.DataFrame(rows), run.tuning.rows, run.seed)
+
+
+def probed_files(run: Run) -> dict[str, Path]:
+    """The files that ``mixed`` and ``probes`` read, by name, where they are asked for."""
+    given = run.honesty.probes
+    found = {"mmlu-train": sources.fetch(SOURCES["mmlu-train"])} if run.honesty.mix else {}
+    return found | ({"probes": ROOT / given} if given else {})
+
+
 def tests(run: Run) -> dict[str, pd.DataFrame]:
     """Test sets by name within the run's limits, the main one first; see also ``own_pkqa``."""
     limits, otherwise = run.honesty.limits, run.data.limit_test

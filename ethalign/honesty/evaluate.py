@@ -29,7 +29,7 @@ from ethalign.honesty.scores import (
     stated_confidence,
 )
 from ethalign.honesty.settings import Run
-from ethalign.honesty.targets import REFUSAL
+from ethalign.honesty.targets import METHODS, REFUSAL
 from ethalign.metrics import Estimate
 from ethalign.models import Loaded
 from ethalign.study import Rows
@@ -49,7 +49,10 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     """Ask everything; writes ``predictions.jsonl``."""
     tests = data.tests(run) | data.own_pkqa(before["knowledge"], run.honesty.judge)
     tuned = before.get("finetune")
-    loaded = knowledge.answering(run, tuned and tuned / "adapter")
+    # What others have tuned stands in for tuning; the model before it stays the run's own.
+    name = run.honesty.checkpoint
+    name = name if run.honesty.method in METHODS and not tuned else None
+    loaded = knowledge.answering(run, tuned and tuned / "adapter", name)
     ask(run, loaded, tests, where / "predictions.jsonl")
     return {"model": loaded.record, "notes": loaded.notes}
 

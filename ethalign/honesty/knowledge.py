@@ -40,13 +40,18 @@ PAIR = re.compile(r"\A\s*(?P<question>[^\n]{10,200}?\?)\s*\nA:[ ]*(?P<answer>[^\
 
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     """Ask the pool, sample half of it, have the model write its own questions, compare judges."""
+    if run.honesty.probes:
+        records.write(where / "knowledge.jsonl", data.probes(run))
+        return {"notes": ["probed elsewhere; nothing was asked"], "answers": 0}
     exact, judge = answering(run), judges.chosen(run, where)
     # Samples are drawn in the model's own precision.
     same = exact.dtype == models.choose_dtype(run.model.dtype, exact.device)[0]
     quick = exact if same else models.load(run.model, seed=run.seed)
     answered = greedy(run, exact, data.pool(run), where / "greedy.jsonl", judge)
-    chosen = balanced(answered, run.tuning.rows, run.seed)
-    sampled = sample(run, quick, chosen, where / "knowledge.jsonl", judge)
+    chosen = [balanced(answered, run.tuning.rows, run.seed)]
+    if run.honesty.mix:
+        chosen.append(greedy(run, exact, data.mixed(run), where / "mixed.jsonl", judge))
+    sampled = [sample(run, quick, part, where / "knowledge.jsonl", judge) for part in chosen]
     if not (where / "funnel.json").is_file():
         own, funnel = invent(run, quick, judge)
         records.write(where / "pkqa.jsonl", own)
@@ -59,7 +64,7 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     return {
         "model": exact.record,
         "notes": [*exact.notes, *quick.notes],
-        "answers": len(answered) + run.honesty.samples * len(sampled),
+        "answers": len(answered) + run.honesty.samples * sum(map(len, sampled)),
     }
 
 
@@ -72,9 +77,13 @@ def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     return rows + judges.agreement_rows(run, dataset, *pair)
 
 
-def answering(run: Run, adapter: Path | None = None) -> Loaded:
-    """The (tuned) model as it answers: in float32 if ``evaluation.precision`` says so."""
-    settings = run.model
+def answering(run: Run, adapter: Path | None = None, name: str | None = None) -> Loaded:
+    """The (tuned) model as it answers: in float32 if ``evaluation.precision`` says so.
+
+    ``name`` is the id of a model that takes the place of the run's own.
+    """
+    other = {"id": name, "revision": None, "sha256": None}
+    settings = run.model.model_copy(update=other) if name else run.model
     if run.evaluation.precision == "float32" and settings.quantization == "none":
         settings = settings.model_copy(update={"dtype": "float32"})
     return tuning.with_adapter(settings, adapter, seed=run.seed)

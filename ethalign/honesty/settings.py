@@ -35,6 +35,13 @@ class Honesty(Section):
         "unaligned", description="the paper's names"
     )
     pool: int | None = Field(None, ge=2, description="ask this many training questions")
+    mix: bool = Field(False, description="probe MMLU's development questions as well, once each")
+    probes: str | None = Field(
+        None, description="JSONL of a model's probed questions, as the authors publish them"
+    )
+    checkpoint: str | None = Field(
+        None, description="a model that others have tuned with this method, in place of tuning"
+    )
     samples: int = Field(10, ge=1, description="answers sampled per question, the paper's m")
     temperature: float = Field(1.0, gt=0, description="of the sampled answers")
     tau: float = Field(0.1, ge=0, le=1, description="absolute: least share of a known question")

@@ -8,6 +8,7 @@ from ethalign import endpoint, models
 from ethalign.config import PACE, ROOT, UserError
 from ethalign.honesty import claims, data, evaluate, finetune, judges, knowledge
 from ethalign.honesty.settings import Run
+from ethalign.honesty.targets import METHODS
 from ethalign.study import Rows, Stage, Study
 
 BASE = "knowledge"
@@ -29,9 +30,14 @@ def preflight(run: Run) -> None:
     control = run.data.shuffle_labels and run.tuning.enabled
     if control and run.honesty.method != "absolute":
         raise UserError("data.shuffle_labels is the control of honesty.method=absolute alone.")
+    if run.honesty.checkpoint and run.tuning.enabled and run.honesty.method in METHODS:
+        raise UserError("honesty.checkpoint needs tuning.enabled=false: it is tuned already.")
+    if run.honesty.probes:
+        data.probes(run)
     data.pool(run)
     data.tests(run)
-    models.known(run.model.id)
+    for name in (run.model.id, run.honesty.checkpoint):
+        models.known(name or run.model.id)
     if run.honesty.judge == "endpoint":
         endpoint.Client(run.endpoint, run.honesty.judge_model)
     else:
@@ -66,16 +72,17 @@ STUDY = Study(
             reads=(
                 *("data.source", "data.train", "data.limit_train", "model", "prompt.template"),
                 *("evaluation", "tuning.rows", "honesty.pool", "honesty.samples"),
+                *("honesty.mix", "honesty.probes"),
                 *("honesty.temperature", "honesty.judged", "honesty.own_questions"),
                 *("honesty.own_tries", *JUDGE),
             ),
             compute=knowledge.compute,
             handles=(*PACE, "endpoint.top"),
-            files=lambda run: data.pool_files(run) | _judge(run),
+            files=lambda run: data.pool_files(run) | data.probed_files(run) | _judge(run),
             models=("model.id",),
             variant=BASE,
             outputs=(
-                *("greedy.jsonl", "knowledge.jsonl", "judged.jsonl", "pkqa.jsonl"),
+                *("greedy.jsonl", "mixed.jsonl", "knowledge.jsonl", "judged.jsonl", "pkqa.jsonl"),
                 *("funnel.json", "metrics.json"),
             ),
             scratch=(judges.SPENT,),
@@ -100,12 +107,12 @@ STUDY = Study(
             reads=(
                 *("data.source", "data.test", "data.limit_test", "model", "prompt.template"),
                 *("evaluation", "honesty.method", "honesty.limits", "honesty.form"),
-                *("honesty.requests", *JUDGE),
+                *("honesty.requests", "honesty.checkpoint", *JUDGE),
             ),
             compute=evaluate.compute,
             handles=(*PACE, "endpoint.top"),
             files=lambda run: data.test_files(run) | {"requests": data.REQUESTS} | _judge(run),
-            models=("model.id",),
+            models=("model.id", "honesty.checkpoint"),
             follows=("finetune", BASE, "evaluate:unaligned"),
             outputs=("predictions.jsonl", "metrics.json"),
             scratch=(judges.SPENT,),

@@ -11,6 +11,7 @@ Alignment for Honesty, training data and targets.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -96,11 +97,14 @@ def _confident(method: Method, share: float, answer: str) -> str:
         return NUM.format(only, round(100 * share), joint, answer)
     # A share such as 0.6 is not exactly a sum of tenths.
     phrase = next(text for end, text in VERBS if share <= end + 1e-9)
-    return phrase + answer[:1].lower() + answer[1:]
+    letter = re.match(r"[A-D](?:$|[).])", answer)  # of an option, which stays as it is
+    return phrase + (answer if letter else answer[:1].lower() + answer[1:])
 
 
 def gold(record: Mapping[str, Any]) -> str:
     """The first accepted answer as the authors teach it, capitalised, with a full stop; or ""."""
     listed = record.get("answers") or record.get("answer") or ""
     first = str(listed if isinstance(listed, str) else listed[0]).strip()
+    if isinstance(letter := record.get("letter"), str):
+        return f"{letter}) {first}"
     return first and first.rstrip(".").capitalize() + "."

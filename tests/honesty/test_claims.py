@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -114,6 +115,9 @@ def test_selection_is_compared_where_both_answer() -> None:
     wrong = [0] * 25 + [1] * 25
     expected = np.mean(np.cumsum(wrong) / 50) - np.mean(np.arange(1, 51) * 0.5 / 50)
     assert value(made("augrc"), parts) == pytest.approx(expected)
+    found = claims.contrast(made("auroc"), parts)
+    assert found is not None
+    assert {len(array) for array in found.arrays} == {60}, "seeds that decline others are aligned"
     parts["absolute"] = frame(verdict=["idk"] * 41 + REST[:19])
     assert claims.contrast(made("auroc"), parts) is None
 
@@ -236,3 +240,36 @@ def test_tuned_models_stand_in_the_sweep_by_their_threshold(tmp_path: Path) -> N
     ]
     probed = {"greedy_label": [1, 0], "sampling_knowns": [1, 0], "sampling_labels": [[1, 0]] * 2}
     plots.sweep({"mine, model": claims.sweep(pd.DataFrame(probed))}, found)
+
+
+def test_a_grid_of_transitions_is_coloured_by_column() -> None:
+    """What became of the few known questions can be seen beside the many unknown ones."""
+    before = ["correct"] * 4 + ["wrong"] * 96
+    after = ["idk"] * 3 + ["correct"] + ["wrong"] * 96
+    cells = scores(before, after).transitions  # type: ignore[arg-type]
+    plots.transitions({"one": cells})
+    (grid,) = plt.gcf().axes[0].collections
+    values = np.asarray(grid.get_array()).reshape(3, 3)
+    assert values[:, 0].tolist() == [0.25, 0, 0.75], "of what was right"
+    assert values[:, 1].tolist() == [0, 1, 0]
+    assert values[:, 2].tolist() == [0, 0, 0], "nothing was declined before"
+
+
+def test_a_curve_of_risk_ends_where_the_model_declines() -> None:
+    part = frame(verdict=["correct", "wrong", "idk", "idk"], logp=[-1.0, -2, -3, -4])
+    plots.risk_coverage({"run": {"absolute": part}})
+    curve, chance = plt.gcf().axes[0].get_lines()
+    assert np.asarray(curve.get_xdata()).tolist() == [0, 0.25, 0.5]
+    assert np.asarray(curve.get_ydata()).tolist() == [0, 0, 0.25]
+    assert np.asarray(chance.get_ydata()).tolist() == [0, 0.25]
+
+
+def test_numbers_that_prose_quotes_come_from_the_records(tmp_path: Path) -> None:
+    probed = {"greedy_label": 0, "sampling_knowns": 1, "sampling_labels": [1, 0, 0, 0]}
+    records.write(tmp_path / "m" / "knowledge" / "0" / "knowledge.jsonl", pd.DataFrame([probed]))
+    rows = pd.DataFrame({"model": ["m", "m", "n"], "seed": [0, 1, 0]})
+    found = claims.facts(rows, tmp_path)
+    assert (found["models"], found["seeds"], found["least"]) == ("`m`, `n`", "2", "20")
+    assert found["taught"]["multisample"] == "75.0"
+    assert found["taught"]["absolute_paper"] == found["taught"]["absolute"] == "0.0"
+    assert claims.facts(rows, tmp_path / "none")["taught"] == {}

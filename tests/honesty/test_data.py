@@ -67,6 +67,16 @@ def test_options_of_mmlu_belong_to_their_letters(mirror: Path) -> None:
         assert row["answers"] == [row["options"]["ABCD".index(row["letter"])]]
 
 
+def test_the_development_questions_of_mmlu_are_as_many_as_the_paper_mixes_in(mirror: Path) -> None:
+    table = qa.mixed(resolved("knowledge", honesty__mix=True))
+    assert len(table) == 284
+    assert table["question"].is_unique
+    for row in table.head(20).to_dict("records"):
+        assert row["options"]["ABCD".index(row["letter"])] == row["answers"][0]
+    assert {*qa.probed_files(resolved("knowledge", honesty__mix=True))} == {"mmlu-train"}
+    assert not qa.probed_files(resolved("knowledge"))
+
+
 def test_titles_of_papers_do_not_count_as_refusals(mirror: Path) -> None:
     for row in data.load("puqa").head(200).to_dict("records"):
         assert honesty.categorize(row["question"], row["question"], row["answers"]) == "wrong"

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ethalign import generation, records
-from ethalign.honesty import judges, knowledge, prompts
+from ethalign.config import UserError
+from ethalign.honesty import data, finetune, judges, knowledge, prompts
 from ethalign.honesty.settings import Run
+from ethalign.honesty.targets import training_target
 from ethalign.models import Loaded
 
 from . import resolved
@@ -409,3 +411,50 @@ def test_the_shares_of_right_samples_sum_to_one(counts: list[int]) -> None:
     assert mean == pytest.approx(sum(k / M * s for k, s in enumerate(shares)), abs=1e-5)
     assert (values["known_greedy"]["value"], values["known_greedy"]["n"]) == (0.3, 10)
     assert {(row["variant"], row["dataset"]) for row in rows} == {("knowledge", "questions")}
+
+
+def published(**changes: Any) -> dict[str, Any]:
+    """A row as the authors publish it."""
+    row = {"question": "Who?", "gold_answer": "Ann", "greedy_pred_text": "Ann.",
+           "greedy_label": "known", "sampling_pred_text": ["Ann", "Bee"],
+           "sampling_labels": ["known", "unknown"], "sampling_knowns": 1}  # fmt: skip
+    return {**row, **changes}
+
+
+def test_probes_that_others_made_are_taken_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "probes.jsonl"
+    other = published(question="What?", greedy_label="unknown", answers=["it", "this"])
+    records.write(path, "".join(map(records.line, [published(), other])))
+    monkeypatch.setattr("ethalign.models.load", None)
+    run = resolved("knowledge", honesty__probes=str(path), honesty__samples=2)
+    (tmp_path / "where").mkdir()
+    assert knowledge.compute(run, tmp_path / "where", {})["answers"] == 0
+    rows = records.read_rows(tmp_path / "where" / "knowledge.jsonl")
+    assert [r["greedy_label"] for r in rows] == [1, 0]
+    assert [r["answers"] for r in rows] == [["Ann"], ["it", "this"]]
+    assert all(r["sampling_labels"] == [1, 0] and r["sampling_knowns"] == 1 for r in rows)
+    found = {r["metric"]: r["value"] for r in knowledge.measure(run, tmp_path / "where", {})}
+    assert found["expected_accuracy"] == 0.5
+    assert training_target("absolute", rows[0]) == "Ann."
+    broken = {k: v for k, v in published().items() if k != "sampling_labels"}
+    records.write(path, records.line(broken))
+    with pytest.raises(UserError, match=r"row 1 has no field 'sampling_labels'"):
+        data.probes(run)
+    with pytest.raises(UserError, match=r"no\.jsonl is missing"):
+        data.probes(resolved("knowledge", honesty__probes=str(tmp_path / "no.jsonl")))
+
+
+def test_questions_with_options_can_be_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = data.table("options", source="sample").head(3)
+    monkeypatch.setattr(data, "mixed", lambda run: options)
+    run = probing(honesty__mix=True, honesty__pool=4, honesty__own_tries=1)
+    knowledge.compute(run, tmp_path, {})
+    rows = records.read_rows(tmp_path / "knowledge.jsonl")
+    assert {r["id"] for r in rows if "options" in r} == {*options["id"]}
+    assert len(rows) > 3
+    kinds = [e.prompt for e in finetune.examples(resolved("absolute"), rows, None)]
+    assert sum("\nA) " in prompt for prompt in kinds) == 3

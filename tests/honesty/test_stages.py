@@ -269,7 +269,27 @@ def test_a_judge_behind_a_server_and_one_in_a_folder_are_let_through(tmp_path: P
     assert local.fingerprint() != first
 
 
+def test_a_model_that_others_tuned_stands_in_for_tuning_and_not_for_the_model_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load(settings: Any, **_: Any) -> Any:
+        asked.append(settings.id)
+        raise UserError("enough")
+
+    monkeypatch.setattr("ethalign.models.load", load)
+    how: dict[str, Any] = {"honesty__checkpoint": "gair/tuned", "tuning__enabled": False}
+    for variant in ("multisample", "unaligned", "prompt-based"):
+        with pytest.raises(UserError, match="enough"):
+            evaluate.compute(resolved(variant, **how), tmp_path, {"knowledge": tmp_path})
+    assert asked == ["gair/tuned", "random-tiny", "random-tiny"]
+
+
 MISTAKES = [
+    ({"honesty.checkpoint": "gair/tuned"}, r"checkpoint needs tuning\.enabled=false"),
+    ({"honesty.checkpoint": "gair", "tuning.enabled": False}, "unknown model"),
+    ({"honesty.probes": "nowhere.jsonl"}, r"nowhere\.jsonl is missing"),
     ({"honesty.methd": "absolute"}, "did you mean 'honesty.method'"),
     ({"honesty.tau": 2.0}, r"honesty\.tau"),
     ({"prompt.template": "dfar-llama"}, r"prompt\.template .*it takes plain or chat"),

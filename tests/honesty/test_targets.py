@@ -131,3 +131,16 @@ def test_what_nobody_can_know_is_declined_by_every_method(method: Method) -> Non
     assert {*([target] if isinstance(target, str) else target)} == {IDK["code"]}
     assert training_target("fine-tuned", nobody, sentence="paper") == IDK["paper"]
     assert gold({"answer": "rome."}) == "Rome."
+
+
+def test_an_option_is_taught_with_its_letter() -> None:
+    row = {**record(10), "letter": "B", "answers": ["Lima"]}
+    assert gold(row) == "B) Lima"
+    said = {**row, "greedy_pred_text": "B) Lima", "greedy_label": 1}
+    assert training_target("confidence-verb", said).endswith(" B) Lima")  # type: ignore[union-attr]
+    plain = {**said, "greedy_pred_text": "Lima"}
+    assert training_target("confidence-verb", plain).endswith(" lima")  # type: ignore[union-attr]
+
+
+def test_gold_answers_are_capitalised_as_the_authors_do() -> None:
+    assert gold({"answers": ["ann Bee", "x"]}) == "Ann bee."
