@@ -6,7 +6,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ def build(jobs: Sequence[Job]) -> Path:
     page = html / "index.html"
     if page.is_file() and stamp.is_file() and stamp.read_text() == state:
         return page
-    command = [pipeline.tool("jupyter-book"), "build", "book", "--config", "_config.yml"]
+    command = ["jupyter-book", "build", "book", "--config", "_config.yml"]
     command += ["--toc", str(GENERATED / "toc.yml"), "--path-output", "."]
     command += ["-W", "-n", "--keep-going"]
-    path = f"{Path(command[0]).parent}{os.pathsep}{os.environ['PATH']}"
+    # The one installed beside this Python comes first.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True
     )
@@ -92,9 +94,7 @@ def _inputs() -> str:
     files = [p for p in BOOK.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files += [ROOT / "_config.yml", *(ROOT / "ethalign").rglob("*.py")]
     files += [p for p in results.RESULTS.rglob("*.json*") if p.is_file()]
-    return (
-        "\n".join(f"{os.path.relpath(p, ROOT)} {sources.sha256(p)}" for p in sorted(files)) + "\n"
-    )
+    return "".join(f"{os.path.relpath(p, ROOT)} {sources.sha256(p)}\n" for p in sorted(files))
 
 
 def parameter_table() -> str:
@@ -105,19 +105,16 @@ def parameter_table() -> str:
     rows: dict[tuple[str, str, str, str], list[str]] = {}
     for owner in study.everything():
         for name, kind, default, about in config.parameters(owner.run):
-            keys = [s.name for s in owner.stages if _read(name, (*s.reads, *s.handles))]
+            keys = [s.name for s in owner.stages if config.within(name, (*s.reads, *s.handles))]
             if keys:
                 shown = "" if default == "" else f"`{json.dumps(default, default=str)}`"
                 row = (name, kind, shown, about)
                 rows.setdefault(row, []).append(f"{owner.name}: {', '.join(keys)}")
-    lines = ["| parameter | type | default | meaning | read by |", "|---|---|---|---|---|"]
-    for (name, kind, shown, about), readers in sorted(rows.items(), key=lambda r: r[0][0]):
-        lines.append(f"| `{name}` | {kind} | {shown} | {_plain(about)} | {'; '.join(readers)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _read(name: str, reads: Sequence[str]) -> bool:
-    return any(f"{name}.".startswith(f"{key}.") for key in reads)
+    body = [
+        (f"`{name}`", kind, shown, _plain(about), "; ".join(readers))
+        for (name, kind, shown, about), readers in sorted(rows.items(), key=lambda r: r[0][0])
+    ]
+    return tables.markdown(["parameter", "type", "default", "meaning", "read by"], body)
 
 
 def _plain(text: str) -> str:
@@ -127,28 +124,13 @@ def _plain(text: str) -> str:
 
 def api_pages() -> str:
     """Every module with the first sentence of its docstring, then their members by autodoc."""
-    names = list(_modules())
-    lines = ["| module | in a word |", "|---|---|"]
-    for name, about in names:
-        lines.append(f"| {{py:mod}}`{name}` | {_plain(about)} |")
-    for name, _ in names:
-        lines += ["", f"## {name.removeprefix('ethalign.')}", ""]
-        lines += ["```{eval-rst}", f".. automodule:: {name}", "```"]
-    return "\n".join(lines) + "\n"
-
-
-def _modules() -> Iterator[tuple[str, str]]:
-    package = ROOT / "ethalign"
-    for path in sorted(package.rglob("*.py"), key=lambda p: (len(p.parts), p)):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[-1] != "__init__":
+    table, pages = [], []
+    for path in sorted((ROOT / "ethalign").rglob("*.py"), key=lambda p: (len(p.parts), p)):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if path.stem != "__init__":
             first = re.match(r'"""(.*?)(?:\.\s|\.?\n\n|\.?""")', path.read_text(), re.S)
-            yield ".".join(parts), " ".join(first[1].split()) + "." if first else ""
-
-
-def links(page: str) -> list[str]:
-    """Addresses of other hosts that a built page would load (not those a reader may click)."""
-    loads = re.findall(
-        r"<(?:script|img|iframe|source|link)\b[^>]*?(?:src|href)=\"([^\"]+)\"", page
-    )
-    return [url for url in loads if re.match(r"(?:https?:)?//", url)]
+            about = " ".join(first[1].split()) + "." if first else ""
+            table.append((f"{{py:mod}}`{name}`", _plain(about)))
+            pages += ["", f"## {name.removeprefix('ethalign.')}", ""]
+            pages += ["```{eval-rst}", f".. automodule:: {name}", "```"]
+    return tables.markdown(["module", "in a word"], table) + "\n".join(pages) + "\n"

@@ -173,10 +173,7 @@ class Run(Section):
     def values(self, keys: Iterable[str]) -> Json:
         """Dotted keys (of settings or whole blocks) to their values as JSON."""
         dump = self.model_dump(mode="json")
-        return {
-            key: functools.reduce(lambda part, k: part[k], key.split("."), dump)
-            for key in sorted(keys)
-        }
+        return {key: at(dump, key) for key in sorted(keys)}
 
     def give(self, stage: str, keys: Iterable[str]) -> Self:
         """The run as one stage may read it: reading any other setting raises ``Undeclared``."""
@@ -222,9 +219,7 @@ def load(
     """Resolve one run.
 
     Args:
-        study: folder under ``configs/``.
-        variant: YAML file in that folder, without its ending.
-        scale: key of that folder's ``scales.yaml``.
+        study, variant, scale: folder in ``configs/``, YAML file there, key of its ``scales.yaml``.
         seed: every random draw of the run derives from it.
         overrides: dotted keys to values, e.g. ``{"tuning.lr": 1.0e-4}``; they win.
 
@@ -235,20 +230,16 @@ def load(
     choose("scale", scale, scales())
     overlays = read_yaml(ROOT / "configs" / study / "scales.yaml")
     if scale not in overlays:
-        raise UserError(
-            f"the study {study} has no scale {scale!r}; it has: {', '.join(overlays)}."
-        )
+        known = ", ".join(overlays)
+        raise UserError(f"the study {study} has no scale {scale!r}; it has: {known}.")
     if fixed := {"study", "variant", "scale", "seed"} & {*(overrides or {})}:
         raise UserError(f"{min(fixed)} is not set by --set; give it as an option of its own.")
     kind = run_type(study)
     blocks = {name: field.default for name, field in kind.model_fields.items()}
     merged: Json = {k: v.model_dump() for k, v in blocks.items() if isinstance(v, Section)}
     merged |= {"study": study, "variant": variant, "scale": scale, "seed": seed}
-    for layer in (
-        read_yaml(ROOT / "configs" / study / f"{variant}.yaml"),
-        overlays[scale] or {},
-        nested(overrides or {}),
-    ):
+    own = read_yaml(ROOT / "configs" / study / f"{variant}.yaml")
+    for layer in (own, overlays[scale] or {}, nested(overrides or {})):
         merged = overlay(merged, layer)
     try:
         return kind.model_validate(merged)
@@ -262,11 +253,7 @@ def studies() -> list[str]:
 
 
 def variants(study: str) -> list[str]:
-    """Variants of a study, by file name.
-
-    Raises:
-        UserError: an unknown study.
-    """
+    """Variants of a study, by file name; a UserError if there is no such study."""
     choose("study", study, studies())
     files = (ROOT / "configs" / study).glob("*.yaml")
     return sorted(p.stem for p in files if p.stem not in NOT_VARIANTS)
@@ -304,12 +291,20 @@ def nested(dotted: Mapping[str, Any]) -> Json:
     """``{"tuning.lr": 1e-4}`` as ``{"tuning": {"lr": 1e-4}}``."""
     tree: Json = {}
     for key, value in dotted.items():
-        head, *rest = reversed(key.split("."))
-        branch: Json = {head: value}
-        for part in rest:
-            branch = {part: branch}
-        tree = overlay(tree, branch)
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = overlay(tree, value)
     return tree
+
+
+def at(tree: Json, key: str) -> Any:
+    """The value below a dotted key."""
+    return functools.reduce(lambda part, name: part[name], key.split("."), tree)
+
+
+def within(key: str, blocks: Iterable[str]) -> bool:
+    """Is a dotted key one of these keys, or below one of them?"""
+    return any(f"{key}.".startswith(f"{block}.") for block in blocks)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -329,11 +324,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def choose(what: str, name: str, known: list[str]) -> str:
-    """``name`` if it is known.
-
-    Raises:
-        UserError: it is not; the message names the nearest known one.
-    """
+    """``name`` if it is known; else a UserError that names the nearest known one."""
     if name in known:
         return name
     raise UserError(f"unknown {what} {name!r}{nearest(name, known)}")
@@ -347,13 +338,11 @@ def nearest(name: str, known: list[str]) -> str:
 
 def explain(error: ValidationError, kind: type[Run]) -> str:
     """A pydantic error as one sentence that names the key and the way out."""
-    first = error.errors()[0]
+    first, known = error.errors()[0], {name: wanted for name, wanted, *_ in parameters(kind)}
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        known = [name for name, *_ in parameters(kind)]
-        return f"unknown parameter {key!r}{nearest(key, known)}"
-    wanted = {name: wanted for name, wanted, *_ in parameters(kind)}.get(key, "")
-    takes = f" (it takes {wanted})" if wanted else ""
+        return f"unknown parameter {key!r}{nearest(key, list(known))}"
+    takes = f" (it takes {known[key]})" if key in known else ""
     return f"parameter {key} = {first['input']!r} is refused: {first['msg'].lower()}{takes}."
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -36,8 +35,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None
 
     Args:
         notebook: the source, with one annotated cell tagged ``parameters``.
-        target: where the executed copy goes.
-        parameters: values for that cell.
+        target, parameters: where the executed copy goes, and values for that cell.
 
     Raises:
         UserError: an unknown parameter, or a mistake that a cell reported.
@@ -78,21 +76,15 @@ def page_hash(job: Job) -> str:
 
     Prose is left out, since ``refresh_prose`` brings it into the book without a run.
     """
-    notebook = notebook_of(job)
     shown = {
         "stage": job.fingerprint(),
-        "code": code.reach_of_text("\n".join(code_cells(notebook))),
+        "code": code.reach_of_text("\n".join(code_cells(notebook_of(job)))),
         "measure": code.reach(job.study.measure) if job.study.measure else {},
     }
-    if job.stage.compute is None:
-        shown["reference"] = _reference_hash(job)
+    if job.stage.compute is None:  # such a page shows the committed results beside a run
+        paths = sorted((ROOT / "results" / job.study.name).rglob("*.json*"))
+        shown["reference"] = {str(p.relative_to(ROOT)): sources.sha256(p) for p in paths}
     return digest(shown)
-
-
-def _reference_hash(job: Job) -> dict[str, str]:
-    """The committed results, which pages show beside a run."""
-    paths = sorted((ROOT / "results" / job.study.name).rglob("*.json*"))
-    return {str(p.relative_to(ROOT)): sources.sha256(p) for p in paths}
 
 
 def notebook_of(job: Job) -> Path:
@@ -186,9 +178,7 @@ def share(studies: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dic
     found: dict[str, dict[str, Any]] = {name: {} for name in studies}
     for key, value in overrides.items():
         # A key below one that is known is an entry of a mapping.
-        owners = [
-            n for n, keys in known.items() if any(f"{key}.".startswith(f"{k}.") for k in keys)
-        ]
+        owners = [name for name, keys in known.items() if config.within(key, keys)]
         if not owners:
             every = sorted({k for keys in known.values() for k in keys})
             raise UserError(f"unknown parameter {key!r}{config.nearest(key, every)}")
@@ -254,9 +244,7 @@ def rule(job: Job, point: str = ".", same: Job | None = None) -> dict[str, Any]:
 def preflight(job: Job, *, here: bool = True) -> None:
     """Refuse what can be refused before anything is loaded: files, models, hardware.
 
-    Args:
-        job: what is to be run.
-        here: whether notebooks run on this machine, rather than on nodes of a cluster.
+    ``here``: notebooks run on this machine, rather than on nodes of a cluster.
     """
     from ethalign import models
 
@@ -272,20 +260,17 @@ def preflight(job: Job, *, here: bool = True) -> None:
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
     """One pipeline at a time per folder. The lock dies with its process, unlike Snakemake's."""
-    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        held = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         raise UserError(
             f"another run is at work in {folder}; wait for it, or give --runs another folder."
         ) from None
     except OSError as error:
         raise records.disk_error(error, folder) from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def _snakemake(jobs: Sequence[Job], path: Path, cores: int, profile: str | None) -> int:
@@ -301,11 +286,8 @@ def _snakemake(jobs: Sequence[Job], path: Path, cores: int, profile: str | None)
     command += ["--snakefile", str(ROOT / "workflow" / "Snakefile"), "--configfile", str(path)]
     command += ["--profile", str(folder), "--cores", str(cores), "--logger", "ethalign"]
     plugins = [str(ROOT / "workflow"), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        **os.environ,
-        "ETHALIGN_PROGRESS": str(progress),
-        "PYTHONPATH": os.pathsep.join(filter(None, plugins)),
-    }
+    environment = {**os.environ, "ETHALIGN_PROGRESS": str(progress)}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, plugins))
     with log.open("w") as errors:
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
@@ -320,10 +302,10 @@ def _snakemake(jobs: Sequence[Job], path: Path, cores: int, profile: str | None)
         raise
     finally:
         watcher.stop()
-    complaints = [json.loads(p.read_text()) for j in jobs if (p := _complaint(j.page)).is_file()]
+    complaints = [path for job in jobs if (path := _complaint(job.page)).is_file()]
     if complaints:
-        first = complaints[0]
-        raise UserError(first["says"]) if first["mistake"] else RuntimeError(first["says"])
+        first = json.loads(complaints[0].read_text())
+        raise (UserError if first["mistake"] else RuntimeError)(first["says"])
     if child.returncode:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
         raise RuntimeError(f"the pipeline failed; its log is {log}:\n{tail}")
@@ -368,11 +350,8 @@ class _Watcher:
         """Print one line with the time since the start."""
         count = f"{self.count:>7} " if self.count else ""
         clear = "\r\033[K" if self._live else ""
-        print(
-            f"{clear}{time.monotonic() - self.start:6.0f} s {count}{line}",
-            file=sys.stderr,
-            flush=True,
-        )
+        passed = f"{time.monotonic() - self.start:6.0f} s"
+        print(f"{clear}{passed} {count}{line}", file=sys.stderr, flush=True)
 
     def _watch(self) -> None:
         while self._live and not self._done.wait(1):
@@ -409,17 +388,10 @@ def notebook(
         values["variant"] = variant
     try:
         execute(notebook_of(here), here.page, values)
+        return 0
     except (UserError, RuntimeError) as error:
-        again = f"repeat this job alone with `{here.command}`"
         mistake = isinstance(error, UserError)
-        says = str(error) if mistake else f"{error}; {again}"
-        records.write(_complaint(here.page), {"mistake": mistake, "says": says})
-        print(f"ethalign: {says}", file=sys.stderr, flush=True)
+        again = "" if mistake else f"; repeat this job alone with `{here.command}`"
+        records.write(_complaint(here.page), {"mistake": mistake, "says": f"{error}{again}"})
+        print(f"ethalign: {error}{again}", file=sys.stderr, flush=True)
         return 2 if mistake else 1
-    return 0
-
-
-def tool(name: str) -> str:
-    """Path of a program installed beside this Python."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.is_file() else shutil.which(name) or name

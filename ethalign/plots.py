@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,9 +35,7 @@ def mark(axes: Axes, note: str) -> Axes:
 def losses(log: pd.DataFrame, smooth: int = 5) -> Axes:
     """Training loss by update, single values and a running mean over ``smooth`` updates.
 
-    Args:
-        log: rows of ``train_log.jsonl`` (``step``, ``loss`` in nats per target token).
-        smooth: width of the running mean.
+    ``log`` holds rows of ``train_log.jsonl`` (``step``, ``loss`` in nats per target token).
     """
     import matplotlib.pyplot as plt
 
@@ -54,7 +52,6 @@ def intervals(
     rows: pd.DataFrame,
     *,
     order: Sequence[str] = (),
-    reported: Mapping[str, float] | None = None,
     reference: float | None = None,
     xlabel: str = "",
     hue: str = "stratum",
@@ -64,15 +61,13 @@ def intervals(
     Args:
         rows: metrics rows of one metric and data set.
         order: variants in the order of their lines; others come after them.
-        reported: variant to the paper's printed share, drawn as a cross.
         reference: a share for the dashed line (the majority rate).
-        xlabel: name of the metric.
         hue: column that colours the points.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    names = [v for v in order if v in set(rows["variant"]) | set(reported or {})]
+    names = [v for v in order if v in set(rows["variant"])]
     names += [v for v in dict.fromkeys(rows["variant"]) if v not in names]
     groups = list(dict.fromkeys(rows[hue]))
     colours = sns.color_palette("colorblind", len(groups))
@@ -85,14 +80,11 @@ def intervals(
         axes.errorbar(
             part["value"], y, xerr=error, fmt="o", color=colours[k], capsize=2, label=group
         )
-    for variant, value in (reported or {}).items():
-        label = "reported" if variant == next(iter(reported or {})) else None
-        axes.plot(value, names.index(variant), "x", color="black", markersize=8, label=label)
     if reference is not None:
         axes.axvline(reference, color="black", linestyle="--", linewidth=1, label="majority")
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, ylabel="")
     axes.invert_yaxis()
-    if len(groups) > 1 or reported or reference is not None:
+    if len(groups) > 1 or reference is not None:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return axes
 
@@ -110,14 +102,11 @@ def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame
         index: columns that become the rows' names.
         columns: column whose values become columns.
     """
-
     if rows.empty:
         return pd.DataFrame()
     cells = zip(*(rows[key] for key in ("value", "low", "high", "unit")), strict=True)
     shown = [metrics.with_interval(v, a, b, unit, "undefined") for v, a, b, unit in cells]
-    table = rows.assign(shown=shown)
-    wide = table.pivot_table(
+    wide = rows.assign(shown=shown).pivot_table(
         index=list(index), columns=columns, values="shown", aggfunc="first", sort=False
     )
-    wide.columns.name = None
-    return wide.fillna("")
+    return wide.rename_axis(None, axis=1).fillna("")

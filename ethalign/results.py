@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,12 @@ def publish(job: Job) -> Path:
     names = {*FILES, *(n for s in job.study.stages for n in s.outputs)} - {"run.json"}
     for path in sorted(job.where / name for name in names):
         if path.suffix == ".jsonl":
-            kept = [_bare(job.study.texts, row) for row in records.read_rows(path)]
-            if kept:
-                lines = "".join(json.dumps(row) + "\n" for row in kept)
-                records.write(target / path.name, lines)
+            lines = [
+                json.dumps({k: v for k, v in row.items() if k not in job.study.texts}) + "\n"
+                for row in records.read_rows(path)
+            ]
+            if lines:
+                records.write(target / path.name, "".join(lines))
         elif path.suffix in (".json", ".yaml") and path.is_file():
             # YAML's reader would take a JSON number such as 1e-06 for a text.
             read = json.loads if path.suffix == ".json" else yaml.safe_load
@@ -49,10 +51,6 @@ def publish(job: Job) -> Path:
     found = {p.name: sources.sha256(p) for p in sorted(target.iterdir()) if p.name != "run.json"}
     records.write(target / "run.json", {**record, "published": found})
     return target
-
-
-def _bare(texts: Sequence[str], row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in texts}
 
 
 def rows(home: Path) -> pd.DataFrame:
@@ -70,15 +68,15 @@ def published(name: str, scale: str = "small") -> pd.DataFrame:
     return rows(RESULTS / name / scale)
 
 
-def together(job: Job, scale: str = "small") -> pd.DataFrame:
+def together(job: Job) -> pd.DataFrame:
     """The rows of a user's runs beside the reference, told apart by a column ``run``."""
-    both = [rows(home).assign(run=name) for name, home in homes(job, scale).items()]
+    both = [rows(home).assign(run=name) for name, home in homes(job).items()]
     return pd.concat(both, ignore_index=True)
 
 
-def homes(job: Job, scale: str = "small") -> dict[str, Path]:
+def homes(job: Job) -> dict[str, Path]:
     """The folders ``<study>/<scale>`` of this run and of the reference, by name."""
-    return {"this run": job.home, "reference": RESULTS / job.study.name / scale}
+    return {"this run": job.home, "reference": RESULTS / job.study.name / "small"}
 
 
 def predictions(home: Path, seed: int) -> dict[str, dict[str, pd.DataFrame]]:
@@ -99,9 +97,7 @@ def predictions(home: Path, seed: int) -> dict[str, dict[str, pd.DataFrame]]:
 def reported(name: str, path: str | None = None) -> pd.DataFrame:
     """The papers' printed figures of a study, or a user's own in the same form.
 
-    Args:
-        name: of the study; its figures are in ``configs/<study>/reported.yaml``.
-        path: YAML file of one's own to read instead.
+    ``path``: YAML file of one's own in place of ``configs/<study>/reported.yaml``.
 
     Returns:
         Columns ``row, variant, dataset, metric, value, n, source, unit``; shares in [0, 1]. And
@@ -194,10 +190,9 @@ def verify() -> Iterator[tuple[str, list[str], list[str]]]:
 def _resolved(folder: Path) -> Job:
     """The evaluating job of a published folder, from what its record says was set."""
     record = json.loads((folder / "run.json").read_text())
-    owner = study.find(record["study"])
+    name, variant, scale, seed = (record[key] for key in ("study", "variant", "scale", "seed"))
     last = list(record["stages"])[-1]
-    variant, scale, seed = (record[key] for key in ("variant", "scale", "seed"))
-    return study.job(owner.name, last, variant, scale, seed, record.get("set", {}), RESULTS)
+    return study.job(name, last, variant, scale, seed, record.get("set", {}), RESULTS)
 
 
 def _file_problems(folder: Path, record: dict[str, Any]) -> Iterator[str]:
@@ -214,25 +209,16 @@ def _setting_problems(folder: Path, job: Job, record: dict[str, Any]) -> Iterato
     """Settings that the recorded stages read, then and today."""
     stages = [study.stage_of(job.study, name) for name in record["stages"]]
     read = [key for stage in stages for key in stage.reads]
+    # A parameter that came later and has its default changes nothing.
+    defaults = {key: default for key, _, default, _ in config.parameters(job.study.run)}
     kept = yaml.safe_load((folder / "config.yaml").read_text())
-    today = job.run.model_dump(mode="json")
+    kept, today = config.overlay(config.nested(defaults), kept), job.run.model_dump(mode="json")
     if job.where != folder:
         yield f"it belongs into {job.where.relative_to(ROOT)}"
-    for key, _, default, _ in config.parameters(job.study.run):
-        if any(f"{key}.".startswith(f"{k}.") for k in read):
-            # A parameter that came later and has its default changes nothing.
-            was, now = (_at(tree, key, default) for tree in (kept, today))
-            if was != now:
-                yield f"{key} was {was!r} and is now {now!r}"
-
-
-def _at(tree: dict[str, Any], key: str, default: Any) -> Any:
-    node: Any = tree
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            return default
-        node = node[part]
-    return node
+    for key in defaults:
+        was, now = config.at(kept, key), config.at(today, key)
+        if config.within(key, read) and was != now:
+            yield f"{key} was {was!r} and is now {now!r}"
 
 
 def _data_problems(job: Job, record: dict[str, Any]) -> Iterator[str]:
@@ -247,17 +233,14 @@ def _data_problems(job: Job, record: dict[str, Any]) -> Iterator[str]:
 
 def _metric_problems(folder: Path, job: Job) -> tuple[list[str], list[str]]:
     """Rows that do not follow from the records, and rows that cannot be computed from them."""
-    keys = ("variant", "dataset", "stratum", "metric")
-    kept = {
-        tuple(row[k] for k in keys): row
-        for row in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    }
     if job.study.measure is None:
         return [], ["its study does not say how metrics follow from records"]
     before = {name: other.where for name, other in job.before().items()}
-    found = {
-        tuple(row[k] for k in keys): row for row in job.study.measure(job.given, folder, before)
-    }
+    then = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    kept, found = (
+        {tuple(row[k] for k in ("variant", "dataset", "stratum", "metric")): row for row in rows}
+        for rows in (then, job.study.measure(job.given, folder, before))
+    )
     wrong = [
         f"{row['metric']} of {row['variant']} on {row['dataset']} ({row['stratum']}) does not"
         " follow from its records"
@@ -271,14 +254,15 @@ def _metric_problems(folder: Path, job: Job) -> tuple[list[str], list[str]]:
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    if {k: first[k] for k in ("study", "n", "unit")} != {
-        k: second[k] for k in ("study", "n", "unit")
-    }:
-        return False
-    pairs = [(first[k], second[k]) for k in ("value", "low", "high")]
+    numbers = ("value", "low", "high")
     return all(
-        a == b or (None not in (a, b) and math.isclose(a, b, rel_tol=0, abs_tol=TOLERANCE))
-        for a, b in pairs
+        a == b
+        or (
+            k in numbers
+            and None not in (a, b)
+            and math.isclose(a, b, abs_tol=TOLERANCE, rel_tol=0)
+        )
+        for k, a, b in ((k, first[k], second[k]) for k in ("study", "n", "unit", *numbers))
     )
 
 

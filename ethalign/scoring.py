@@ -25,20 +25,18 @@ def choice_logprobs(
     choices: Sequence[str],
     *,
     batch_size: int = 16,
-    quiet: bool = True,
 ) -> NDArray[np.float64]:
     """Log-probability of every choice behind every prompt, (n, k), each at most 0.
 
     log p(choice | prompt) = sum over its tokens of log p(token | prompt, tokens before), natural
     log. Prompt and choice are tokenised apart, as in training, so a choice should begin with
-    its blank (" ethical"). Divide by ``choice_lengths`` to compare per token.
+    its blank (" ethical").
 
     Args:
         model, tokenizer: a causal language model; it may hold adapters.
         prompts: n texts, of any lengths.
         choices: k texts of one or more tokens.
         batch_size: prompts per forward pass; rows are grouped by length.
-        quiet: no progress bar.
 
     Raises:
         ValueError: a choice without tokens.
@@ -51,15 +49,10 @@ def choice_logprobs(
         raise ValueError("every choice needs at least one token")
     out, head = np.zeros((len(prompts), len(choices))), Head(model)
     with torch.inference_mode():
-        for group in by_length(ids, batch_size, "scoring", quiet=quiet):
+        for group in by_length(ids, batch_size, "scoring", quiet=True):
             asked = left_pad([ids[i] for i in group], tokenizer.pad_token_id, model.device)
             out[group] = _score(model, head, asked, answers, tokenizer.pad_token_id)
     return out
-
-
-def choice_lengths(tokenizer: Any, choices: Sequence[str]) -> NDArray[np.int64]:
-    """Number of tokens of each choice, shape (k,)."""
-    return np.array([len(tokenizer(c, add_special_tokens=False)["input_ids"]) for c in choices])
 
 
 def by_length(rows: Sequence[Any], size: int, what: str, *, quiet: bool) -> Iterable[Any]:

@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import os
 import re
 import shlex
 import shutil
@@ -141,9 +142,8 @@ class Job(NamedTuple):
         """The run folder, ``<study>/<scale>/<model>/<variant>/<seed>``; of a page the home."""
         if not self.stage.compute:
             return self.home
-        return (
-            self.home / model_folder(self.run, self.stage) / self.run.variant / str(self.run.seed)
-        )
+        model = model_folder(self.run, self.stage)
+        return self.home / model / self.run.variant / str(self.run.seed)
 
     @property
     def page(self) -> Path:
@@ -165,35 +165,28 @@ class Job(NamedTuple):
 
     def before(self) -> dict[str, Job]:
         """The jobs whose files this one reads, by name (see ``Stage.follows``)."""
-        found = {}
+        found, page = {}, self.stage.compute is None
         for name in self.stage.follows:
             stage, _, fixed = name.partition(":")
-            for variant, seed in self._others(stage_of(self.study, stage), fixed):
-                key = name if self.stage.compute else f"{stage}:{variant}:{seed}"
+            only = stage_of(self.study, stage).variant or ("" if page else fixed)
+            names = [only] if only else variants(self.study) if page else [self.run.variant]
+            for variant, seed in itertools.product(names, self.seeds if page else [self.run.seed]):
+                key = f"{stage}:{variant}:{seed}" if page else name
                 place = (variant, self.run.scale, seed, self.overrides, self.runs)
                 with contextlib.suppress(Absent):
                     found[key] = job(self.study.name, stage, *place)
         own = (self.stage.name, self.run.variant)
         return {k: j for k, j in found.items() if (j.stage.name, j.run.variant) != own}
 
-    def _others(self, stage: Stage, fixed: str) -> list[tuple[str, int]]:
-        if self.stage.compute:
-            return [(stage.variant or fixed or self.run.variant, self.run.seed)]
-        names = [stage.variant] if stage.variant else variants(self.study)
-        return [(name, seed) for name in names for seed in self.seeds]
-
     def depends(self) -> dict[str, Any]:
         """Everything that the stage's result follows from, as JSON."""
         run = self.run
+        used = {key: name for key, name in run.values(self.stage.models).items() if name}
         return {
             "run": [run.study, run.variant, run.seed],
             "settings": digest(run.values(self.stage.reads)),
             "data": {k: sources.sha256(p) for k, p in self.stage.files(self.given).items()},
-            "models": {
-                key: models.identity(name, run.seed)
-                for key, name in run.values(self.stage.models).items()
-                if name
-            },
+            "models": {key: models.identity(name, run.seed) for key, name in used.items()},
             "code": code.reach(self.stage.compute) if self.stage.compute else {},
             "before": {name: job.fingerprint() for name, job in self.before().items()},
         }
@@ -254,8 +247,8 @@ class Job(NamedTuple):
                 if not make:
                     kind = "is out of date" if records.stages(job.where) else "is missing"
                     raise UserError(
-                        f"{_short(job.where)} {kind}; make it with `{job.command}`, or have this"
-                        " notebook make it (with_inputs=True)."
+                        f"{os.path.relpath(job.where, ROOT)} {kind}; make it with"
+                        f" `{job.command}`, or have this notebook make it (with_inputs=True)."
                     )
                 job.compute(make=True)
 
@@ -275,10 +268,15 @@ class Job(NamedTuple):
         self.study.preflight(self.run)
         self.require(make=make)
         if state == "anew":
-            for name in (*self.stage.outputs, *self.stage.scratch):
-                _remove(self.where / name)
+            for path in (self.where / name for name in (*self.stage.outputs, *self.stage.scratch)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         before = {name: job.where for name, job in self.before().items()}
-        note = self._note() if state != "measure" else records.stages(self.where)[self.stage.name]
+        if state == "measure":
+            note = records.stages(self.where)[self.stage.name]
+        else:
+            depends = self.depends()
+            kept = ("settings", "data", "code", "before")
+            note = {"fingerprint": digest(depends)} | {key: depends[key] for key in kept}
         with records.stage(self.run, self.where, self.stage.name, note, self.overrides) as facts:
             if state != "measure":
                 facts |= self.stage.compute(self.given, self.where, before)
@@ -288,12 +286,6 @@ class Job(NamedTuple):
                 records.write(self.where / METRICS, rows)
             facts["measured"] = self._measured()
         return state
-
-    def _note(self) -> dict[str, Any]:
-        depends = self.depends()
-        return {"fingerprint": digest(depends)} | {
-            key: depends[key] for key in ("settings", "data", "code", "before")
-        }
 
 
 def job(
@@ -393,14 +385,3 @@ def model_folder(run: Run, stage: Stage) -> str:
         tail = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
         name = f"{folder.resolve().name}-{tail}"
     return re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "none"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -56,21 +57,21 @@ def _reported(table: pd.DataFrame) -> str:
     ]
     wide = table.pivot(index="row", columns="column", values="shown")
     wide = wide.reindex(table["row"].unique())[table["column"].unique()]
-    lines = ["| model | " + " | ".join(map(str, wide.columns)) + " |"]
-    lines.append("|---|" + "--:|" * wide.shape[1])
-    for name, values in wide.iterrows():
-        cells = ("–" if v != v else str(v) for v in values)  # noqa: RUF001
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    body = wide.fillna("–").reset_index().to_numpy().tolist()  # noqa: RUF001
+    return markdown(["model", *wide.columns], body, "--:")
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[Any]], rule: str = "---") -> str:
+    """A table in Markdown; ``rule`` stands below every head but the first."""
+    lines = [heads, ["---", *[rule] * (len(heads) - 1)], *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def comparison(name: str, rows: pd.DataFrame, path: str | None = None) -> pd.DataFrame:
     """Reported beside reproduced: a row per printed figure and run, our value in every stratum.
 
-    Args:
-        name: of the study.
-        rows: as of ``results.together``; a run without any of the printed figures is left out.
-        path: printed figures of one's own, see ``results.reported``.
+    ``rows`` are as of ``results.together``; a run without any of the printed figures is left
+    out. ``path`` names printed figures of one's own, see ``results.reported``.
     """
     pages = []
     for run, ours in rows.groupby("run", sort=False):
@@ -97,11 +98,8 @@ def side_by_side(
 ) -> pd.DataFrame:
     """Reported and reproduced for one data set: a row per model, a column per metric.
 
-    Args:
-        name: of the study.
-        rows: as of ``results.together``.
-        dataset: which data set; models of the paper that were not run here are left out.
-        path: printed figures of one's own, see ``results.reported``.
+    ``rows`` and ``path`` as for ``comparison``; models of the paper that were not run here are
+    left out.
     """
     parts = []
     for run, ours in rows.groupby("run", sort=False):
@@ -116,14 +114,8 @@ def side_by_side(
     pairs = zip(told, cells, strict=True)
     table["shown"] = [f"{metrics.shown(*figure)} · {mine}" for figure, mine in pairs]
     table["metric"] = table["metric"].str.replace("_", "-")
-    wide = table.pivot_table(
-        index=["run", "model", "row"],
-        columns="metric",
-        values="shown",
-        aggfunc="first",
-        sort=False,
-    )
-    return wide.rename_axis(None, axis=1)
+    wide = table.groupby(["run", "model", "row", "metric"], sort=False)["shown"].first()
+    return wide.unstack(sort=False).rename_axis(None, axis=1)
 
 
 def _cell(row: dict[Any, Any]) -> str:
@@ -131,12 +123,7 @@ def _cell(row: dict[Any, Any]) -> str:
 
 
 def claims(table: pd.DataFrame, family: str | None = None) -> pd.DataFrame:
-    """Claims as a page shows them, a row per claim, run and model; see ``claims.assess``.
-
-    Args:
-        table: rows of ``claims.assess``.
-        family: only this one.
-    """
+    """Claims of ``claims.assess`` as a page shows them, a row per claim, run and model."""
     rows = table if family is None else table[table["family"] == family]
     cells = ["difference", "low", "high", "unit"]
     plain = {
@@ -168,7 +155,5 @@ def verdicts(name: str, scale: str = "small") -> str:
     parts = []
     for family in table["family"].unique():
         told = claims(table, family)
-        lines = [" | ".join(map(str, row)) for row in [[*told.columns], *told.to_numpy().tolist()]]
-        lines.insert(1, "|".join("---" for _ in told.columns))
-        parts.append(f"**{family}**\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n")
+        parts.append(f"**{family}**\n\n{markdown([*told], told.to_numpy().tolist())}")
     return "\n".join(parts)

@@ -47,10 +47,6 @@ def test_an_empty_choice_is_refused_and_no_prompts_are_no_rows(tiny: Loaded) -> 
     assert scoring.choice_logprobs(tiny.model, tiny.tokenizer, [], CHOICES).shape == (0, 4)
 
 
-def test_choice_lengths_count_tokens(tiny: Loaded) -> None:
-    assert scoring.choice_lengths(tiny.tokenizer, ["a", "abc"]).tolist() == [1, 3]
-
-
 @pytest.mark.parametrize(
     ("family", "special"),
     [
