@@ -87,6 +87,9 @@ def run(path: Path, cores: int | None = None, profile: str | None = None) -> pd.
 
     All points are one graph of jobs: they share processors or cluster, and what does not depend
     on the grid, such as a model as it is, is worked out once.
+
+    Raises:
+        UserError: no run has the row by which to choose; the table is there all the same.
     """
     sweep, home = load(path), ROOT / "runs" / "sweeps" / path.stem
     pipeline.run(
@@ -104,6 +107,12 @@ def run(path: Path, cores: int | None = None, profile: str | None = None) -> pd.
     found = table(sweep, home)
     found.to_csv(home / "table.csv", index=False)
     figure(sweep, found).savefig(home / "figure.svg")
+    if not found["chosen"].any():
+        row = sweep.choose
+        raise UserError(
+            f"no run left the row {row.dataset}, {row.stratum}, {row.metric} of metrics.json to"
+            f" choose by; what there is stands in {home / 'table.csv'}."
+        )
     return found
 
 

@@ -90,6 +90,19 @@ def test_what_has_not_run_is_never_chosen(best: str, tmp_path: Path) -> None:
     assert not table["chosen"].any()
 
 
+def test_a_sweep_without_the_row_to_choose_by_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pipeline, "run", lambda *_, runs, **__: Path(runs).mkdir(parents=True))
+    monkeypatch.setattr(sweep, "ROOT", tmp_path)
+    path = tmp_path / "rates.yaml"
+    path.write_text(yaml.safe_dump(SPEC))
+    with pytest.raises(UserError, match="no run left the row held-out, all, auc"):
+        sweep.run(path)
+    table = (tmp_path / "runs" / "sweeps" / "rates" / "table.csv").read_text()
+    assert table.count("\n") == 9
+
+
 def test_a_mistake_in_the_file_names_the_entry(tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"
     for change, message in (
