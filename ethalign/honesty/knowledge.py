@@ -258,7 +258,8 @@ def measure_rows(run: Run, dataset: str, answered: pd.DataFrame, sampled: pd.Dat
     samples agree whether any is right (``known_halves``), and how well the samples' agreement
     with the greedy answer tells whether it is right (``consistency_auroc``).
     """
-    m, found = run.honesty.samples, {}
+    probed, found = "sampling_labels" in sampled, {}
+    m = len(sampled["sampling_labels"].iloc[0]) if probed else run.honesty.samples
     draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
     right = sampled["sampling_knowns"].to_numpy(int)
     for name, column in (("known_greedy", "greedy_label"), ("accident", "accident")):
@@ -267,7 +268,7 @@ def measure_rows(run: Run, dataset: str, answered: pd.DataFrame, sampled: pd.Dat
     found["expected_accuracy"] = metrics.bootstrap(np.mean, right / m, **draws)
     for k in range(m + 1):
         found[f"knowns_{k}"] = metrics.share(int((right == k).sum()), len(right))
-    if "sampling_labels" in sampled and m > 1:
+    if probed and m > 1:
         labels = np.array(sampled["sampling_labels"].tolist())
         halves = labels[:, : m // 2].any(1) == labels[:, m // 2 : m // 2 * 2].any(1)
         found["known_reliability"] = interval(reliability, labels, **draws)

@@ -1,5 +1,7 @@
 """Claims of the paper, tested on decisions that are made up; tables and figures of scores."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +275,29 @@ def test_numbers_that_prose_quotes_come_from_the_records(tmp_path: Path) -> None
     assert found["taught"]["multisample"] == "75.0"
     assert found["taught"]["absolute_paper"] == found["taught"]["absolute"] == "0.0"
     assert claims.facts(rows, tmp_path / "none")["taught"] == {}
+
+
+def cells(notebook: str) -> list[str]:
+    path = config.ROOT / "notebooks" / "honesty" / f"{notebook}.ipynb"
+    return ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+
+
+def test_tables_of_the_results_page_show_all_their_rows() -> None:
+    found = cells("results")
+    first = next(k for k, text in enumerate(found) if "plots.show(" in text)
+    assert any('pd.set_option("display.max_rows", None)' in text for text in found[:first])
+
+
+def test_no_page_types_the_size_of_the_model_that_was_run() -> None:
+    """The paper's sizes are the paper's; ours come from the records."""
+    chapter = (config.ROOT / "book" / "honesty" / "index.md").read_text()
+    pages = [
+        chapter,
+        *(
+            t
+            for n in ("explore", "knowledge", "finetune", "evaluate", "results")
+            for t in cells(n)
+        ),
+    ]
+    for text in pages:
+        assert not re.search(r"\d+ million|SmolLM2-135|hundred times", text), text

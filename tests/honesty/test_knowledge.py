@@ -428,7 +428,7 @@ def test_probes_that_others_made_are_taken_as_they_are(
     other = published(question="What?", greedy_label="unknown", answers=["it", "this"])
     records.write(path, "".join(map(records.line, [published(), other])))
     monkeypatch.setattr("ethalign.models.load", None)
-    run = resolved("knowledge", honesty__probes=str(path), honesty__samples=2)
+    run = resolved("knowledge", honesty__probes=str(path), honesty__samples=10)
     (tmp_path / "where").mkdir()
     assert knowledge.compute(run, tmp_path / "where", {})["answers"] == 0
     rows = records.read_rows(tmp_path / "where" / "knowledge.jsonl")
@@ -436,7 +436,7 @@ def test_probes_that_others_made_are_taken_as_they_are(
     assert [r["answers"] for r in rows] == [["Ann"], ["it", "this"]]
     assert all(r["sampling_labels"] == [1, 0] and r["sampling_knowns"] == 1 for r in rows)
     found = {r["metric"]: r["value"] for r in knowledge.measure(run, tmp_path / "where", {})}
-    assert found["expected_accuracy"] == 0.5
+    assert (found["expected_accuracy"], found["knowns_1"]) == (0.5, 1), "of their two samples"
     assert training_target("absolute", rows[0]) == "Ann."
     broken = {k: v for k, v in published().items() if k != "sampling_labels"}
     records.write(path, records.line(broken))
