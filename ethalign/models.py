@@ -112,17 +112,11 @@ def choose_dtype(wanted: str, device: str) -> tuple[str, str]:
 
     if wanted != "auto":
         return wanted, f"dtype {wanted}: as asked"
-    native = torch.cuda.is_bf16_supported() if device == "cuda" else device == "cpu" and _bf16()
-    if native:
+    wide = device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", bool) if wide else bool
+    if torch.cuda.is_bf16_supported() if device == "cuda" else probe():
         return "bfloat16", "dtype bfloat16: this hardware multiplies it natively"
     return "float32", "dtype float32: no native bfloat16 here"
-
-
-def _bf16() -> bool:
-    import torch
-
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(probe and probe())
 
 
 def device_name(device: str) -> str:
@@ -150,8 +144,8 @@ def examine() -> Iterator[str]:
     free = shutil.disk_usage(sources.cache().anchor).free / 1e9
     yield f"disk: {free:.0f} GB free (tiny needs 2, small 3, paper 60)"
     yield "scales smoke and tiny: yes"
-    cuda = torch.cuda.is_available() and has_four_bits(device)
-    fits = cuda and torch.cuda.get_device_properties(0).total_memory / 1e9 >= 20
+    four = has_four_bits(device)
+    fits = four and torch.cuda.get_device_properties(0).total_memory / 1e9 >= 20
     needs = "no; it needs an NVIDIA GPU with 24 GB and bitsandbytes"
     yield f"scale paper: {'yes' if fits else needs}"
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
@@ -92,7 +92,7 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     text = "".join(map(line, rows))
     path.touch()
     with path.open("rb+") as file:
-        end = _end_of_rows(file)
+        end = file.read().rfind(b"\n") + 1
         file.truncate(end)
         try:
             file.seek(end)
@@ -118,11 +118,9 @@ def fill(
 
     Args:
         path: the file; its complete rows are kept.
-        items: what is to be done.
         work: makes the rows of some items, one each, with the items' keys.
         keys: fields that identify an item.
-        size: items per chunk.
-        what: for the progress bar.
+        size, what: items per chunk, and the name on the progress bar.
 
     Returns:
         A row per item, in the order of the items.
@@ -139,11 +137,6 @@ def fill(
         append_rows(path, [row for row in work(chunk) if name(row) not in done])
     found = {name(row): row for row in read_rows(path)}
     return [found[name(item)] for item in items]
-
-
-def _end_of_rows(file: IO[bytes]) -> int:
-    content = file.read()
-    return content.rfind(b"\n") + 1
 
 
 def stages(where: Path) -> dict[str, Any]:
@@ -198,10 +191,8 @@ def _worked(before: dict[str, Any], where: Path) -> float:
     seconds = float(before.get("seconds", 0))
     if before.get("status") == "running":
         start = datetime.datetime.fromisoformat(before["start"]).timestamp()
-        last = max(
-            (path.stat().st_mtime for path in where.rglob("*") if path.is_file()), default=0
-        )
-        seconds += max(0.0, last - start)
+        written = [path.stat().st_mtime for path in where.rglob("*") if path.is_file()]
+        seconds += max([start, *written]) - start
     return round(seconds, 1)
 
 
@@ -210,10 +201,7 @@ def provenance(run: Run) -> dict[str, Any]:
     from ethalign import __version__
 
     return {
-        "study": run.study,
-        "variant": run.variant,
-        "scale": run.scale,
-        "seed": run.seed,
+        **{name: getattr(run, name) for name in ("study", "variant", "scale", "seed")},
         "config": digest(run.model_dump(mode="json")),
         "ethalign": __version__,
         "commit": commit(),
@@ -256,15 +244,13 @@ def caption(where: Path, stage: str) -> str:
     facts = record["stages"][stage]
     data = ", ".join(f"{name} ({sha[:8]})" for name, sha in facts.get("data", {}).items())
     model = facts.get("model", {})
+    place = "{study} / {variant}, stage {stage}, scale {scale}, seed {seed}"
     parts = [
-        f"{record['study']} / {record['variant']}, stage {stage}, scale {record['scale']},"
-        f" seed {record['seed']}",
+        place.format(stage=stage, **record),
         f"data by SHA-256: {data}" if data else "",
-        f"model {model['id']} ({model['sha256'][:8]}) on {model['device']}, {model['dtype']}"
-        if model
-        else "",
+        model and "model {id} ({sha256:.8}) on {device}, {dtype}".format(**model),
         f"{facts.get('seconds', 0):g} s" if facts["status"] == "complete" else facts["status"],
-        f"ethalign {record['ethalign']}, commit {record['commit']}",
+        "ethalign {ethalign}, commit {commit}".format(**record),
     ]
     return "*Run: " + "; ".join(part for part in parts if part) + ".*"
 
@@ -279,17 +265,8 @@ def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T
     from tqdm import tqdm
 
     path = os.environ.get("ETHALIGN_PROGRESS")
-    with contextlib.ExitStack() as stack:
-        out = stack.enter_context(open(path, "a")) if path else sys.stderr
-        bar = tqdm(
-            items,
-            total=total,
-            desc=what,
-            unit=unit,
-            file=out,
-            mininterval=1,
-            leave=False,
-            dynamic_ncols=not path,
-            disable=None if not path else False,
-        )
-        yield from bar
+    look = {"total": total, "desc": what, "unit": unit, "mininterval": 1, "leave": False}
+    with open(path, "a") if path else contextlib.nullcontext(sys.stderr) as out:
+        # Without a file: as wide as the terminal, and no bar where there is none.
+        how = {"file": out, "dynamic_ncols": not path, "disable": False if path else None}
+        yield from tqdm(items, **look, **how)
