@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -68,10 +69,37 @@ def published(name: str, scale: str = "small") -> pd.DataFrame:
     return rows(RESULTS / name / scale)
 
 
+def pooled(table: pd.DataFrame) -> pd.DataFrame:
+    """``rows`` with one for all training seeds, in place of one for each.
+
+    The value is the mean of the seeds that have one, and its interval holds items and seeds
+    (``metrics.over_seeds``); a column ``seeds`` says how many there are.
+    """
+    numbers = ["value", "low", "high"]
+    keys = [key for key in table.columns if key not in (*numbers, "n", "seed", "seeds")]
+    if table.empty or not table.duplicated(keys).any():
+        return table.drop(columns="seed").assign(seeds=1)
+    found = []
+    for _, part in table.groupby(keys, sort=False, dropna=False):
+        some = part.dropna(subset="value")
+        # Without a value in any seed there is nothing to take a mean of.
+        part = some if len(some) else part.iloc[:1]
+        known = part[numbers].to_numpy(dtype=float)
+        means = np.array(metrics.over_seeds(*known.T))
+        means = means.clip(0, 1) if (known >= 0).all() and (known <= 1).all() else means
+        more = dict(zip(numbers, means.tolist(), strict=True))
+        found.append({**part.iloc[0], **more, "seeds": len(part)})
+    return pd.DataFrame(found).drop(columns="seed")
+
+
 def together(job: Job) -> pd.DataFrame:
-    """The rows of a user's runs beside the reference, told apart by a column ``run``."""
-    both = [rows(home).assign(run=name) for name, home in homes(job).items()]
-    return pd.concat(both, ignore_index=True)
+    """The rows of a user's runs beside the reference, told apart by a column ``run``.
+
+    Seeds are ``pooled``: of the reference all, of the user's runs those that the page is about.
+    """
+    tables = {name: rows(home) for name, home in homes(job).items()}
+    tables["this run"] = tables["this run"][tables["this run"]["seed"].isin(job.seeds)]
+    return pooled(pd.concat([t.assign(run=n) for n, t in tables.items()], ignore_index=True))
 
 
 def homes(job: Job) -> dict[str, Path]:
@@ -131,13 +159,14 @@ def compare(
 
     Args:
         name: of the study.
-        ours: rows as of ``rows``; of several seeds the first counts.
+        ours: as of ``rows``, or ``pooled`` already.
         stratum: which of our strata to set against the printed figure.
         path: printed figures of one's own, see ``reported``.
     """
     keys = ["variant", "dataset", "metric"]
-    mine = ours[ours["stratum"] == stratum].sort_values("seed")
-    mine = mine.drop_duplicates([*keys, "model"])[[*keys, "model", "value", "low", "high", "n"]]
+    mine = ours if "seeds" in ours else pooled(ours)
+    mine = mine[mine["stratum"] == stratum]
+    mine = mine[[*keys, "model", "value", "low", "high", "n", "seeds"]]
     mine, keys[-1] = mine.rename(columns={"metric": "ours"}), "ours"
     both = reported(name, path).merge(mine, on=keys, how="left", suffixes=("_reported", ""))
     numbers = both[["value", "low", "high"]].astype(float)

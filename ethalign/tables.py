@@ -20,16 +20,17 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
     Returns:
         ``scores``: variant to metric to value over all items of the study's main data set, with
         ``_`` for ``-`` in names; ``on``: the same for every data set by name, with
-        ``n``, the items behind the variant's last metric; and what the study adds. Of several
-        models and seeds the first count. Empty where no reference run is committed.
+        ``n``, the items behind the variant's last metric; and what the study adds. Means over
+        seeds, of the first model. Empty where no reference run is committed.
     """
     owner = study.find(name)
     reference = results.published(name, scale)
     on: dict[str, Any] = {}
-    for row in reference[reference["stratum"] == "all"].to_dict("records"):
+    means = results.pooled(reference)
+    for row in means[means["stratum"] == "all"].to_dict("records"):
         dataset, variant = (str(row[key]).replace("-", "_") for key in ("dataset", "variant"))
         values = on.setdefault(dataset, {}).setdefault(variant, {})
-        if row["seed"] == reference["seed"].min() and row["value"] == row["value"]:
+        if row["metric"] not in values and row["value"] == row["value"]:
             values[row["metric"]] = metrics.shown(row["value"], row["unit"])
             values["n"] = f"{row['n']:,}"
     more = owner.facts(reference, results.RESULTS / name / scale)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from ethalign import results, tables
+from ethalign import metrics, results, tables
 from ethalign.config import UserError
 
 
@@ -119,3 +120,29 @@ def test_printed_figures_of_ones_own_take_the_place_of_the_papers(tmp_path: Path
     path.write_text("figures:\n  - {row: Mine, variant: svm, dataset: dfar, metric: accuracy}\n")
     with pytest.raises(UserError, match="value is missing"):
         results.reported("reasons", str(path))
+
+
+def test_seeds_are_pooled_and_counted() -> None:
+    key = {
+        "study": "reasons",
+        "variant": "L",
+        "dataset": "dfar",
+        "stratum": "all",
+        "unit": "share",
+    }
+    rows = [
+        {**key, "metric": metric, "model": "m", "seed": seed, "n": 50}
+        | {"value": value, "low": value - 0.1, "high": value + 0.1}
+        for metric, values in (("accuracy", (0.5, 0.6, 0.7)), ("rare", (0.4, math.nan, 0.6)))
+        for seed, value in enumerate(values)
+    ]
+    found = results.pooled(pd.DataFrame(rows)).set_index("metric")
+    assert found["value"].to_dict() == pytest.approx({"accuracy": 0.6, "rare": 0.5})
+    assert found["seeds"].to_dict() == {"accuracy": 3, "rare": 2}
+    expected = metrics.over_seeds([0.5, 0.6, 0.7], [0.4, 0.5, 0.6], [0.6, 0.7, 0.8])
+    assert tuple(found.loc["accuracy", ["value", "low", "high"]]) == pytest.approx(expected)
+    assert [*found.loc["rare", ["low", "high"]]] == [0, 1], "a share stays within 0 and 1"
+    assert "seed" not in found
+    alone = results.pooled(pd.DataFrame(rows[:1]))
+    assert [*alone.loc[0, ["value", "low", "high", "seeds"]]] == [0.5, 0.4, 0.6, 1]
+    assert results.pooled(pd.DataFrame(rows[:0], columns=results.COLUMNS)).empty
