@@ -1,107 +1,146 @@
-"""The claims of the paper, each tested item by item; scores are losses, so less is better."""
+"""The claims on votes in numbers; scores are losses, so less is better."""
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ethalign import calibration, claims, metrics, results
+from ethalign import calibration
 from ethalign.ambiguity import data, evaluate
-from ethalign.ambiguity.evaluate import FLOOR
+from ethalign.calibration import Floats
+from ethalign.claims import Claim, Contrast
 
 TUNED = ("hard", "sampled", "soft", "verbalised")
-# Three meanings of "more"; the change of a mean is in nats or a share of what was before.
-MORE = (
-    ("in nats", "dm", lambda old, new: (new - old).mean()),
-    ("in per cent", "dm", lambda old, new: new.mean() / old.mean()),
-    ("in per cent, raw mass", "raw", lambda old, new: new.mean() / old.mean()),
-)
+# What stands in the place of the published data in other runs.
+SAME = {
+    "dilemmas": ("dilemmas", "sample-dilemmas", "own"),
+    "anecdotes": ("anecdotes", "sample-anecdotes", "anecdotes-excerpt"),
+}
+# Estimands that are means of a loss, by the loss.
+LOSSES = {
+    "cross_entropy": "ce",
+    "cross_entropy_scaled": "ce_scaled",
+    "dirichlet_nll": "dm",
+    "dirichlet_nll_fitted": "dm_fitted",
+}
+# Three meanings of "more": the change of a mean in nats, as a share of what was before, and that
+# share with the raw answer mass for the concentration.
+MORE = {"more_nats": ("dm", False), "more_percent": ("dm", True), "more_raw": ("raw", True)}
 
 
-def assess(homes: Mapping[str, Path], seed: int = 0) -> pd.DataFrame:
-    """Each claim about votes, for every language model below some homes.
+def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None:
+    """A claim's two predictors on the items that both answered (see ``claims.Claim``).
 
-    The claim that the Dirichlet score (concentration 1) improves more than the cross-entropy is
-    tested three times: in nats, in per cent of the score before, and in per cent with the raw
-    answer mass for the concentration, as in the authors' early code. Which encoder stands against
-    which language model is chosen by their losses on the calibration split.
-
-    ``homes`` are folders of runs by name. Differences are in nats, or where the claim says so in
-    shares of the score before; see ``claims.verdicts``.
+    Estimands: those of ``LOSSES``; those of ``MORE``, the change of the Dirichlet score from the
+    second to the first minus that of the cross-entropy; ``entropy_correlation`` between a
+    predictor's entropy and that of the votes. Beside variants these predictors are known:
+    ``best-tuned``, ``best-language-model`` and ``best-encoder``, of several the one with the least
+    cross-entropy on the calibration split (scaled, if that is claimed); ``uniform``, which is 0 in
+    a correlation; ``mean-votes`` of the calibration split; and ``zero-shot-scaled``, with the
+    temperature of that split.
     """
-    rows = [
-        (claim, f"{name}, {model}", "all", *test)
-        for name, home in homes.items()
-        for model, losses in _losses(home, seed).items()
-        for claim, test in _tests(losses, seed)
-    ]
-    return claims.verdicts(rows, better=-1)
+    known = _predictions(claim, parts)
+    names = [_named(claim, name, known) for name in (claim.first, claim.second)]
+    tables = [_scores(name, known) for name in names]
+    if any(t is None for t in tables):
+        return None
+    one, two = (t for t in tables if t is not None)
+    both = one.merge(two, left_index=True, right_index=True, suffixes=("_1", "_2"))
+    if len(both) < max(len(one), len(two)):
+        return None
+
+    def pick(*columns: str) -> tuple[Floats, ...]:
+        return tuple(both[c].to_numpy(float) for c in columns)
+
+    if claim.estimand == "entropy_correlation":
+        return Contrast(_correlations, pick("entropy_1", "entropy_2", "entropy_votes_1"))
+    if claim.estimand in MORE:
+        score, relative = MORE[claim.estimand]
+        columns = ("ce_1", f"{score}_1", "ce_2", f"{score}_2")
+        if not {*columns} <= {*both}:
+            return None
+        return Contrast(functools.partial(_more, relative), pick(*columns))
+    loss = LOSSES[claim.estimand]
+    return Contrast(_gap, pick(f"{loss}_1", f"{loss}_2"))
 
 
-def _losses(home: Path, seed: int) -> dict[str, dict[str, pd.DataFrame]]:
-    """Language model to its variants and the encoders beside it, each with losses by item."""
-    encoders: dict[str, pd.DataFrame] = {}
-    models: dict[str, dict[str, pd.DataFrame]] = {}
-    for model, variants in results.predictions(home, seed).items():
-        for variant, rows in variants.items():
-            if "logp1" in rows:
-                models.setdefault(model, {})[variant] = _scores(rows)
-                continue
-            for key, part in rows.groupby(rows["variant"].astype(str)):
-                encoders[f"{key}, {model}" if key in encoders else key] = _scores(part)
-    return {model: {**encoders, **own} for model, own in models.items()}
+def _predictions(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Predictions on the claim's data by variant, encoders among them."""
+    found = dict(parts)
+    if (beside := found.pop("ceiling", None)) is not None:
+        found |= {str(k): t for k, t in beside.groupby(beside["variant"].astype(str))}
+    kept = {k: t[t["dataset"].isin(SAME[claim.dataset])] for k, t in found.items()}
+    return {k: t for k, t in kept.items() if len(t)}
 
 
-def _scores(rows: pd.DataFrame) -> pd.DataFrame:
-    """Losses by ``id``: cross-entropies ``ce`` and ``scaled``, Dirichlet ``dm`` and ``raw``."""
+def _named(claim: Claim, name: str, known: Mapping[str, pd.DataFrame]) -> str:
+    """The variant that a name stands for; chosen on the calibration split, never on test rows."""
+    groups = {
+        "best-tuned": [k for k in TUNED if k in known],
+        "best-language-model": [k for k in known if not k.startswith("encoder-")],
+        "best-encoder": [k for k in known if k.startswith("encoder-") and k != "encoder-shuffled"],
+    }
+    if not groups.get(name):
+        return name
+    loss = "ce_scaled" if claim.estimand.endswith(("_scaled", "_fitted")) else "ce"
+    return min(groups[name], key=lambda k: float(_losses(known[k], "held-out")[loss].mean()))
+
+
+def _scores(name: str, known: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
+    """Losses of a predictor on the test rows, by id."""
+    if name in known:
+        return _losses(known[name])
+    base = known.get("zero-shot", next(iter(known.values()), None))
+    if name not in ("uniform", "mean-votes", "zero-shot-scaled") or base is None:
+        return None
+    if name == "zero-shot-scaled":
+        if "zero-shot" not in known:
+            return None
+        found = _losses(base)
+        return found.assign(ce=found["ce_scaled"], dm=found["dm_fitted"])
+    held = calibration.shares(data.counts(base[base["part"] == "held-out"]))
+    mean = np.nanmean(held, axis=0) if name == "mean-votes" else np.array([0.5, 0.5])
+    plain = base[[c for c in base if not str(c).startswith(("logp", "swapped", "z"))]]
+    return _losses(plain.assign(logp1=np.log(mean[0]), logp2=np.log(mean[1])))
+
+
+def _losses(rows: pd.DataFrame, part: str = "test") -> pd.DataFrame:
+    """Per item with votes, by ``id``: cross-entropies, Dirichlet scores and entropies."""
+    rows = rows[data.counts(rows).sum(1) > 0]
     n, p, held = data.counts(rows), evaluate.probabilities(rows), rows["part"] == "held-out"
-    scaled = evaluate.scaled(p, evaluate.fit_scaling(p[held], n[held])["temperature"])
-    found = rows.set_index("id")[["part"]].assign(
-        scaled=calibration.cross_entropy(scaled, n),
-        ce=calibration.cross_entropy(np.clip(p, FLOOR, 1), n),
-        dm=calibration.dirichlet_multinomial_nll(np.maximum(p, FLOOR), n),
+    fitted = evaluate.fit_scaling(p[held], n[held])
+    after = evaluate.scaled(p, fitted["temperature"])
+    sure = np.maximum(p, evaluate.FLOOR)
+    found = rows.set_index("id")[[]].assign(
+        ce=calibration.cross_entropy(np.minimum(sure, 1), n),
+        ce_scaled=calibration.cross_entropy(after, n),
+        dm=calibration.dirichlet_multinomial_nll(sure, n),
+        dm_fitted=calibration.dirichlet_multinomial_nll(fitted["concentration"] * after, n),
+        entropy=calibration.entropy(p),
+        entropy_votes=calibration.entropy(n),
     )
     if "logp1" in rows:
-        mass = np.maximum(np.exp(rows[["logp1", "logp2"]].to_numpy(float)), FLOOR)
+        mass = np.maximum(np.exp(rows[["logp1", "logp2"]].to_numpy(float)), evaluate.FLOOR)
         found["raw"] = calibration.dirichlet_multinomial_nll(mass, n)
-    return found
+    return found[(rows["part"] == part).to_numpy()].sort_index()
 
 
-def _tests(losses: dict[str, pd.DataFrame], seed: int) -> Iterator[tuple[str, metrics.Paired]]:
-    if "zero-shot" not in losses:
-        return
-    held, test = (
-        {key: t[t["part"] == part].sort_index() for key, t in losses.items()}
-        for part in ("held-out", "test")
-    )
-    before, how = test["zero-shot"], {"seed": seed, "draws": claims.DRAWS}
-    # Only the same items can be compared; a model may have been run on others.
-    test = {key: t for key, t in test.items() if t.index.equals(before.index)}
-    tuned = [key for key in TUNED if key in test]
-    for key in tuned:
-        for score, name in (("ce", "cross-entropy"), ("dm", "the Dirichlet score")):
-            found = metrics.paired_bootstrap(test[key][score], before[score], **how)
-            yield f"{key} improves {name}", found
-        for ending, score, change in MORE:
-            more = functools.partial(_more, change)
-            columns = [t[c].to_numpy() for t in (before, test[key]) for c in ("ce", score)]
-            found = metrics.bootstrap_test(more, *columns, **how)
-            yield f"{key} improves the Dirichlet score more, {ending}", found
-    encoders = [k for k in test if re.match("encoder-(?!shuffled)", k)]
-    for score, ending in (("ce", ""), ("scaled", " after scaling")) if tuned and encoders else ():
-        first, second = (
-            min(keys, key=lambda k: float(held[k][score].mean())) for keys in (encoders, tuned)
-        )
-        found = metrics.paired_bootstrap(test[first][score], test[second][score], **how)
-        yield f"{first} is ahead of {second} in cross-entropy{ending}", found
+def _gap(first: Any, second: Any) -> float:
+    return float(np.mean(first) - np.mean(second))
 
 
-def _more(change: Any, ce_0: Any, dm_0: Any, ce_1: Any, dm_1: Any) -> float:
+def _more(relative: bool, ce_1: Any, dm_1: Any, ce_0: Any, dm_0: Any) -> float:
     """Change of the Dirichlet score minus that of the cross-entropy."""
-    return float(change(dm_0, dm_1) - change(ce_0, ce_1))
+    changes = [
+        _gap(new, old) / (old.mean() if relative else 1)
+        for new, old in ((dm_1, dm_0), (ce_1, ce_0))
+    ]
+    return float(changes[0] - changes[1])
+
+
+def _correlations(first: Any, second: Any, votes: Any) -> float:
+    return evaluate.correlation(first, votes) - evaluate.correlation(second, votes)

@@ -141,11 +141,20 @@ def probabilities(predictions: pd.DataFrame, order: str = "all") -> Floats:
 
 
 def fit_scaling(probs: Floats, counts: Floats) -> dict[str, float]:
-    """``temperature`` and ``concentration``, fitted on the calibration split; (n, 2) each."""
-    return {
-        "temperature": calibration.fit_temperature(np.log(np.maximum(probs, FLOOR)), counts),
-        "concentration": calibration.fit_concentration(probs, counts),
-    }
+    """``temperature``, and the ``concentration`` behind it; (n, 2) of the calibration split.
+
+    In this order: a concentration alone would have to pay for probabilities that are too sure.
+    """
+    heat = calibration.fit_temperature(np.log(np.maximum(probs, FLOOR)), counts)
+    kappa = calibration.fit_concentration(scaled(probs, heat), counts)
+    return {"temperature": heat, "concentration": kappa}
+
+
+def correlation(first: Floats, second: Floats) -> float:
+    """Pearson's correlation of two arrays (n,); 0 if one is constant, and so says nothing."""
+    x, y = first - first.mean(), second - second.mean()
+    spread = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / spread if spread > FLOOR else 0.0
 
 
 def scaled(probs: Floats, temperature: float) -> Floats:
@@ -195,8 +204,9 @@ def _scores(run: Run, table: pd.DataFrame, **scaling: float) -> Found:
         yield f"calibration_error{ending}", "share", metrics.bootstrap(error, q, n, **draws)
         yield f"entropy{ending}", "nats", calibration.entropy(q)
     yield "entropy_votes", "nats", calibration.entropy(n)
-    p = np.maximum(p, FLOOR)
-    alphas = {"": p} | ({"_fitted": scaling["concentration"] * p} if scaling else {})
+    alphas = {"": np.maximum(p, FLOOR)}
+    if scaling:
+        alphas["_fitted"] = scaling["concentration"] * np.maximum(after["_scaled"], FLOOR)
     if "a1" in table:
         alphas["_own"] = table[["a1", "a2"]].to_numpy(float)
     for ending, a in alphas.items():

@@ -81,6 +81,6 @@ STUDY = Study(
     order=("zero-shot", *claims.TUNED),
     main="dilemmas",
     texts=("prompt", "completion"),
-    claims=claims.assess,
+    claims=claims.contrast,
     measure=measure,
 )
