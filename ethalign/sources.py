@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ethalign.config import ROOT, UserError, read_yaml
 
@@ -94,11 +94,10 @@ def fetch(source: Source) -> Path:
     Raises:
         UserError: no network, or bytes that do not match the checksum.
     """
-    mirror = os.environ.get("ETHALIGN_MIRROR")
-    if mirror:
+    target = _place(source)
+    if os.environ.get("ETHALIGN_MIRROR"):
         remedy = "copy it again into the folder that ETHALIGN_MIRROR names"
-        return verify(Path(mirror) / source.mirror, source.sha256, remedy)
-    target = cache() / "data" / source.mirror
+        return verify(target, source.sha256, remedy)
     if not target.exists():
         _download(source, target)
     return verify(target, source.sha256, "delete it and run `ethalign fetch`")
@@ -106,9 +105,11 @@ def fetch(source: Source) -> Path:
 
 def present(source: Source) -> bool:
     """Is an official file here already, in the mirror or the cache?"""
-    mirror = os.environ.get("ETHALIGN_MIRROR")
-    folder = Path(mirror) if mirror else cache() / "data"
-    return (folder / source.mirror).exists()
+    return _place(source).exists()
+
+
+def _place(source: Source) -> Path:
+    return Path(os.environ.get("ETHALIGN_MIRROR") or cache() / "data") / source.mirror
 
 
 def _download(source: Source, target: Path) -> None:
@@ -117,13 +118,13 @@ def _download(source: Source, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # The member is what is checked; archives are packed anew now and then.
     known = None if source.member else f"sha256:{source.sha256}"
+    unpack = pooch.Unzip() if source.url.endswith(".zip") else pooch.Untar()
     try:
         got = pooch.retrieve(
             source.url,
             known,
             path=cache() / "downloads",
-            processor=_unpacking(source),
-            progressbar=False,
+            processor=unpack if source.member else None,
         )
     except Exception as error:
         raise UserError(
@@ -131,26 +132,17 @@ def _download(source: Source, target: Path) -> None:
             " internet, or set ETHALIGN_MIRROR to a folder that holds "
             f"{source.mirror}, or stay with the shipped samples (--set data.source=sample)."
         ) from None
-    half = target.with_name(target.name + ".part")
+    half, member = target.with_name(target.name + ".part"), source.member or ""
     found = [Path(path) for path in ([got] if isinstance(got, str) else got)]
-    if source.member and source.member.endswith("/"):
-        inside = [p for p in found if f"{p.parent}/".endswith(f"/{source.member}")]
+    if member.endswith("/"):
+        inside = [p for p in found if f"{p.parent}/".endswith(f"/{member}")]
         half.mkdir(exist_ok=True)
         for path in inside:
             shutil.copyfile(path, half / path.name)
     else:
-        inside = [p for p in found if not source.member or str(p).endswith(f"/{source.member}")]
+        inside = [p for p in found if not member or str(p).endswith(f"/{member}")]
         if len(inside) == 1:
             shutil.copyfile(inside[0], half)
     if not half.exists() or not inside:
         raise UserError(f"{source.url} holds no single {source.member}; its archive has changed.")
     half.replace(target)
-
-
-def _unpacking(source: Source) -> Any:
-    """How pooch unpacks an archive, if it is one."""
-    import pooch
-
-    if not source.member:
-        return None
-    return pooch.Unzip() if source.url.endswith(".zip") else pooch.Untar()
