@@ -35,23 +35,16 @@ def load(name: str, split: str = "test", source: str = "official", **options: An
     """
     if source not in ("sample", "official", "path"):
         raise UserError(f"data source {source!r} is not one of sample, official, path.")
-    loaders = {
-        key: loader for owner in study.everything() for key, loader in owner.datasets.items()
-    }
-    if source == "path":
-        return loaders["path"](name, split, source, **options)
-    return loaders[choose("data set", name, [k for k in loaders if k != "path"])](
-        name, split, source, **options
-    )
+    loaders = {key: load for owner in study.everything() for key, load in owner.datasets.items()}
+    own = source == "path"
+    key = "path" if own else choose("data set", name, [key for key in loaders if key != "path"])
+    return loaders[key](name, split, source, **options)
 
 
 def paths(given: Any, official: dict[str, sources.Source], sample: str) -> dict[str, Path]:
     """Files that a run reads: its own, the official ones, or the shipped sample, by name.
 
-    Args:
-        given: the ``data`` block of a run.
-        official: name to source.
-        sample: file in ``data/samples``.
+    ``given`` is the ``data`` block of a run, ``sample`` a file in ``data/samples``.
     """
     own = {"train": given.train, "test": given.test}
     if any(own.values()):
@@ -69,9 +62,8 @@ def unique(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     """
     twice = frame.index[frame["id"].duplicated()]
     if len(twice):
-        raise UserError(
-            f"{path}, row {twice[0] + 2}, column id: {frame['id'][twice[0]]!r} is there twice."
-        )
+        name = frame["id"][twice[0]]
+        raise UserError(f"{path}, row {twice[0] + 2}, column id: {name!r} is there twice.")
     return frame
 
 
@@ -118,7 +110,4 @@ def limit(frame: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
     """A seeded sample of at most ``rows`` rows, in their order; None for all."""
     if rows is None or rows >= len(frame):
         return frame
-    attrs = frame.attrs
-    frame = frame.sample(rows, random_state=seed).sort_index().reset_index(drop=True)
-    frame.attrs = attrs
-    return frame
+    return frame.sample(rows, random_state=seed).sort_index().reset_index(drop=True)

@@ -124,7 +124,6 @@ def _download(source: Source, target: Path) -> None:
             known,
             path=cache() / "downloads",
             processor=unpack if source.member else None,
-            progressbar=False,
         )
     except Exception as error:
         raise UserError(
@@ -132,15 +131,15 @@ def _download(source: Source, target: Path) -> None:
             " internet, or set ETHALIGN_MIRROR to a folder that holds "
             f"{source.mirror}, or stay with the shipped samples (--set data.source=sample)."
         ) from None
-    half = target.with_name(target.name + ".part")
+    half, member = target.with_name(target.name + ".part"), source.member or ""
     found = [Path(path) for path in ([got] if isinstance(got, str) else got)]
-    if source.member and source.member.endswith("/"):
-        inside = [p for p in found if f"{p.parent}/".endswith(f"/{source.member}")]
+    if member.endswith("/"):
+        inside = [p for p in found if f"{p.parent}/".endswith(f"/{member}")]
         half.mkdir(exist_ok=True)
         for path in inside:
             shutil.copyfile(path, half / path.name)
     else:
-        inside = [p for p in found if not source.member or str(p).endswith(f"/{source.member}")]
+        inside = [p for p in found if not member or str(p).endswith(f"/{member}")]
         if len(inside) == 1:
             shutil.copyfile(inside[0], half)
     if not half.exists() or not inside:

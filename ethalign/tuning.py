@@ -14,16 +14,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ethalign import models, records
 from ethalign.config import Model, Run, Tuning, UserError
 from ethalign.scoring import backbone, left_pad, logits
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 IGNORED = -100
 
@@ -47,7 +44,6 @@ class Encoded(NamedTuple):
 class Fitted(NamedTuple):
     """What training did."""
 
-    adapter: Path
     updates: int
     tokens: int
     truncated: int
@@ -70,7 +66,7 @@ def fit(
     (Beyond Labels trains so; see also its equation in the study's chapter).
 
     Args:
-        loaded: model and tokenizer; the model is wrapped in place.
+        loaded: its model is wrapped in place.
         examples: rows, or a function of the epoch that gives its rows (for targets drawn anew).
         out: run folder; gets ``adapter/``, ``train_log.jsonl``, meanwhile ``checkpoint/``.
         seed: draws adapter weights, order of rows and dropout.
@@ -84,14 +80,14 @@ def fit(
         rows = examples(epoch) if callable(examples) else examples
         return [encode(loaded.tokenizer, row, settings) for row in rows]
 
-    first = encoded(0)
+    first, length = encoded(0), settings.max_length
     if not first:
         raise UserError("no training rows; check data.train and data.limit_train.")
     updates = len(_updates(first, settings, seed)) * settings.epochs
     if not updates:
         raise UserError(
-            f"no row reaches its answer within tuning.max_length={settings.max_length} tokens;"
-            " raise it, or shorten the texts."
+            f"no row reaches its answer within tuning.max_length={length} tokens; raise it, or"
+            " shorten the texts."
         )
     torch.manual_seed(seed)  # before the adapter exists: its weights are drawn on creation
     work = _Training(loaded, settings, out, updates)
@@ -101,9 +97,9 @@ def fit(
         for micro in _updates(encoded(epoch), settings, seed + epoch)
     )
     tokens = work.run(itertools.islice(steps, work.done, None))
-    truncated = sum(len(row.ids) == settings.max_length for row in first)
+    truncated = sum(len(row.ids) == length for row in first)
     count = sum(p.numel() for p in work.trained)
-    return Fitted(out / "adapter", updates, tokens, truncated, count, work.done)
+    return Fitted(updates, tokens, truncated, count, work.done)
 
 
 class _Training:
@@ -134,8 +130,7 @@ class _Training:
         for step, (epoch, micro) in enumerate(steps, self.done + 1):
             pending.append({"step": step, "epoch": epoch, **self.update(step, micro)})
             tokens += pending[-1]["tokens"]
-            due = step % self.settings.checkpoint_every == 0 or step == self.updates
-            if due:
+            if step % self.settings.checkpoint_every == 0 or step == self.updates:
                 records.append_rows(log, pending)
                 pending = []
                 self.save(step)
@@ -235,15 +230,10 @@ def adapt(loaded: models.Loaded, settings: Tuning) -> Any:
     model: Any = loaded.model
     if getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model)
-    shape = LoraConfig(
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules="all-linear" if settings.lora_targets == "all-linear" else None,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(model, shape)
+    shape: dict[str, Any] = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha}
+    shape["target_modules"] = None if settings.lora_targets == "default" else "all-linear"
+    shape |= {"lora_dropout": settings.lora_dropout, "bias": "none", "task_type": "CAUSAL_LM"}
+    return get_peft_model(model, LoraConfig(**shape))
 
 
 def with_adapter(settings: Model, adapter: Path | None, *, seed: int = 0) -> models.Loaded:
@@ -317,7 +307,7 @@ def _targets(row: Encoded) -> int:
     return sum(label != IGNORED for label in row.labels[1:])
 
 
-def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> Tensor:
+def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> Any:
     """Weighted sum of the negative log-likelihood of all target tokens (natural log).
 
     Only the hidden states that predict a target meet the vocabulary, as one matrix (targets,
