@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ethalign import config, metrics, results, study
 
-# Enough for p-values that can survive a correction for some twenty comparisons.
-DRAWS = 5000
+# Enough for p-values that can survive a correction for twenty comparisons.
+DRAWS = 2000
 TOLD = ("id", "claim", "family", "source", "first", "second", "dataset", "stratum", "estimand")
 FOUND = ("difference", "low", "high", "p", "holm", "n", "seeds", "detectable", "verdict")
 COLUMNS = [*TOLD, "unit", "run", "model", *FOUND]
