@@ -27,10 +27,9 @@ class Module(NamedTuple):
 
 
 def reach(function: Callable[..., Any]) -> dict[str, str]:
-    """Modules that a function reaches, each with a hash of its reached definitions.
+    """Modules of the package that a function reaches, each with a hash of what it reaches there.
 
-    Returns:
-        Dotted module name to 16 hexadecimal digits; only modules of the package.
+    Dotted module names to 16 hexadecimal digits.
     """
     return _hashes([(function.__module__, function.__qualname__.partition(".")[0])])
 

@@ -203,12 +203,6 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run_type(study: str) -> type[Run]:
-    """The ``Run`` of a study, with the study's own blocks."""
-    found: type[Run] = importlib.import_module(f"ethalign.{study}.study").STUDY.run
-    return found
-
-
 def load(
     study: str,
     variant: str,
@@ -234,7 +228,7 @@ def load(
         raise UserError(f"the study {study} has no scale {scale!r}; it has: {known}.")
     if fixed := {"study", "variant", "scale", "seed"} & {*(overrides or {})}:
         raise UserError(f"{min(fixed)} is not set by --set; give it as an option of its own.")
-    kind = run_type(study)
+    kind: type[Run] = importlib.import_module(f"ethalign.{study}.study").STUDY.run
     blocks = {name: field.default for name, field in kind.model_fields.items()}
     merged: Json = {k: v.model_dump() for k, v in blocks.items() if isinstance(v, Section)}
     merged |= {"study": study, "variant": variant, "scale": scale, "seed": seed}

@@ -32,11 +32,7 @@ class Answered(NamedTuple):
 
 
 class Client:
-    """Asks one model on one server, not faster and not more often than its settings allow.
-
-    Args:
-        settings: the ``endpoint`` block of a run; its key is read from the environment.
-        model: the model's name on that server.
+    """Asks a server's model by name, not faster and not more often than the settings allow.
 
     Raises:
         UserError: no plain address, or no usable key.
@@ -64,11 +60,7 @@ class Client:
         self.notes = [f"model {model} on {settings.url}", "its weights cannot be checked"]
 
     def permit(self, requests: int) -> None:
-        """Refuse more requests than the settings allow, before the first one costs anything.
-
-        Raises:
-            UserError: too many; names the parameter.
-        """
+        """Refuse (UserError) more requests than the settings allow, before one costs anything."""
         limit = self.settings.max_requests
         if requests > limit:
             raise UserError(
@@ -77,15 +69,11 @@ class Client:
             )
 
     def answers(self, asked: list[str], names: tuple[str, str]) -> Answered:
-        """Log mass on two answers behind each prompt.
+        """Log mass on two answers behind each of n prompts.
 
         A token counts for an answer if it begins it ("un" begins "unethical") and does not begin
         the other. An answer without any token in the list could have as much as the least
         probable token listed, or as much as is left over: the smaller of the two is its bound.
-
-        Args:
-            asked: n prompts.
-            names: the two answers.
 
         Raises:
             UserError: the server refuses, or gives no log-probabilities.
@@ -120,7 +108,6 @@ class Client:
 
     def _each(self, asked: list[str], what: str, read: Callable[[Any], T], **more: Any) -> list[T]:
         """What is read from each answer, in order; the first failure and Ctrl-C end the rest."""
-
         self._stop.clear()
         with ThreadPoolExecutor(self.settings.concurrent) as pool:
             try:

@@ -174,7 +174,7 @@ def share(studies: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dic
     Raises:
         UserError: a parameter that none of them has; names the nearest.
     """
-    known = {n: [key for key, *_ in config.parameters(config.run_type(n))] for n in studies}
+    known = {n: [key for key, *_ in config.parameters(study.find(n).run)] for n in studies}
     found: dict[str, dict[str, Any]] = {name: {} for name in studies}
     for key, value in overrides.items():
         # A key below one that is known is an entry of a mapping.

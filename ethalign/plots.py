@@ -56,13 +56,12 @@ def intervals(
     xlabel: str = "",
     hue: str = "stratum",
 ) -> Axes:
-    """Values with their 95 % intervals, a line per variant, colours by stratum.
+    """Values with their 95 % intervals, a line per variant, colours by ``hue``.
 
     Args:
         rows: metrics rows of one metric and data set.
         order: variants in the order of their lines; others come after them.
         reference: a share for the dashed line (the majority rate).
-        hue: column that colours the points.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -97,10 +96,7 @@ def offset(k: int, groups: int) -> float:
 def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame:
     """Metrics rows as a table of ``value [low, high]``, for a page; shares are in per cent.
 
-    Args:
-        rows: metrics rows; one per (index, columns).
-        index: columns that become the rows' names.
-        columns: column whose values become columns.
+    ``index`` are the columns that name a row, the values of ``columns`` become columns.
     """
     if rows.empty:
         return pd.DataFrame()

@@ -5,24 +5,15 @@ The wording of questions belongs to the studies.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from typing import Any
 
 
-def wrap(
-    template: str,
-    text: str,
-    tokenizer: PreTrainedTokenizerBase | None,
-    ending: str = "\nAnswer:",
-) -> str:
+def wrap(template: str, text: str, tokenizer: Any, ending: str = "\nAnswer:") -> str:
     """A question that ends with ``ending``, in the tokenizer's chat template if asked for.
 
     Args:
         template: ``chat``, or another name for the text as it is.
-        text: the question.
-        tokenizer: needed for ``chat`` only.
+        tokenizer: needed for ``chat`` only, else it may be None.
         ending: what the question ends with; the completion begins behind it with a blank.
 
     Raises:

@@ -89,14 +89,13 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     Raises:
         UserError: the disk is full; the file keeps its complete rows.
     """
-    text = "".join(map(line, rows))
     path.touch()
     with path.open("rb+") as file:
         end = file.read().rfind(b"\n") + 1
         file.truncate(end)
         try:
             file.seek(end)
-            file.write(text.encode())
+            file.write("".join(map(line, rows)).encode())
             file.flush()
             os.fsync(file.fileno())
         except OSError as error:
@@ -213,14 +212,14 @@ def provenance(run: Run) -> dict[str, Any]:
 
 def commit() -> str:
     """The git commit of the checkout, with ``+`` behind it if package or notebooks differ."""
-    git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    if head.returncode:
-        return "unknown"
-    paths = ["ethalign", "notebooks", "configs"]
-    status = [*git, "status", "--porcelain", "--", *paths]
-    dirty = subprocess.run(status, capture_output=True, text=True, check=False).stdout.strip()
-    return head.stdout.strip()[:12] + ("+" if dirty else "")
+
+    def git(*command: str) -> str:
+        call = ["git", "-C", str(ROOT), *command]
+        return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+
+    head = git("rev-parse", "--verify", "HEAD")
+    dirty = git("status", "--porcelain", "--", "ethalign", "notebooks", "configs")
+    return head[:12] + ("+" if dirty else "") if head else "unknown"
 
 
 def row(

@@ -26,17 +26,11 @@ def choice_logprobs(
     *,
     batch_size: int = 16,
 ) -> NDArray[np.float64]:
-    """Log-probability of every choice behind every prompt, (n, k), each at most 0.
+    """Log-probability of each of k choices behind each of n prompts, (n, k), each at most 0.
 
     log p(choice | prompt) = sum over its tokens of log p(token | prompt, tokens before), natural
     log. Prompt and choice are tokenised apart, as in training, so a choice should begin with
-    its blank (" ethical").
-
-    Args:
-        model, tokenizer: a causal language model; it may hold adapters.
-        prompts: n texts, of any lengths.
-        choices: k texts of one or more tokens.
-        batch_size: prompts per forward pass; rows are grouped by length.
+    its blank (" ethical"). Prompts of like length share a forward pass.
 
     Raises:
         ValueError: a choice without tokens.

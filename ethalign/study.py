@@ -101,11 +101,7 @@ class Study(NamedTuple):
 
 
 def find(name: str) -> Study:
-    """A study by its name.
-
-    Raises:
-        UserError: an unknown one; names the nearest.
-    """
+    """A study by its name; a UserError that names the nearest if there is none."""
     config.choose("study", name, config.studies())
     found: Study = importlib.import_module(f"ethalign.{name}.study").STUDY
     return found
@@ -253,13 +249,10 @@ class Job(NamedTuple):
                 job.compute(make=True)
 
     def compute(self, *, make: bool = False) -> State:
-        """Bring the stage's files up to date; a complete and unchanged stage returns at once.
+        """Bring the stage's files up to date; returns the state that was found.
 
-        Args:
-            make: also compute the earlier stages that are missing or out of date.
-
-        Returns:
-            What was found: ``keep``, ``measure``, ``resume`` or ``anew``.
+        A complete and unchanged stage returns at once. With ``make`` earlier stages that are
+        missing or out of date are computed as well.
         """
         assert self.stage.compute is not None
         state = self.state()
@@ -301,15 +294,13 @@ def job(
     """A stage of a run, resolved; what a notebook begins with.
 
     Args:
-        study, stage: by name.
         variant: for stages that every variant has; others have one of their own.
         scale, seed, overrides: as for ``config.load``.
         runs: folder for runs; a relative one belongs to the project, not to the working folder.
         seeds: of a page that shows several; the first is that of its run.
 
     Raises:
-        UserError: an unknown name.
-        Absent: the variant does not have the stage.
+        UserError: an unknown name, or (``Absent``) a variant without that stage.
     """
     owner = find(study)
     step = stage_of(owner, stage)

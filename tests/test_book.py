@@ -101,7 +101,7 @@ def test_every_module_is_in_the_reference() -> None:
 
 def test_every_parameter_is_in_the_guide(texts: dict[str, str]) -> None:
     for study_name in config.studies():
-        for name, *_ in config.parameters(config.run_type(study_name)):
+        for name, *_ in config.parameters(study.find(study_name).run):
             # Study, variant, scale and seed are coordinates of a run and not in the table.
             assert name in texts["parameters.html"] or name in (
                 "study",

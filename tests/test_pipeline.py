@@ -48,7 +48,7 @@ def test_every_run_directory_holds_what_the_contract_promises(home: Path) -> Non
         assert all(s["status"] == "complete" for s in record["stages"].values())
         assert len(record["stages"]["evaluate"]["model"]["sha256"]) == 64
         assert record["stages"]["evaluate"]["data"]
-        config.run_type("reasons").model_validate(
+        study.find("reasons").run.model_validate(
             yaml.safe_load((folder / "config.yaml").read_text())
         )
         table = records.metrics([folder / "metrics.json"])
@@ -356,7 +356,7 @@ def test_committed_results_match_code_data_and_parameters(mirror: Path) -> None:
 def test_parameter_table_lists_every_parameter_and_who_reads_it() -> None:
     table = book.parameter_table()
     for name in config.studies():
-        for key, *_ in config.parameters(config.run_type(name)):
+        for key, *_ in config.parameters(study.find(name).run):
             assert f"`{key}`" in table or key in ("study", "variant", "scale", "seed")
     line = next(row for row in table.splitlines() if "`honesty.tau`" in row)
     assert "honesty: finetune" in line
