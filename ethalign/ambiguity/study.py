@@ -79,7 +79,10 @@ STUDY = Study(
     sources=data.SOURCES,
     datasets=dict.fromkeys(data.SPLITS, data.table),
     preflight=preflight,
-    order=("zero-shot", *claims.TUNED),
+    order=(
+        *("zero-shot", *claims.TUNED, *(f"encoder-{loss}" for loss in encode.LOSSES)),
+        *(*claims.FLOORS, *claims.CHOSEN),
+    ),
     main="dilemmas",
     texts=("prompt", "completion"),
     claims=claims.contrast,
