@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special
 
-from ethalign.metrics import f1
+from ethalign.metrics import Estimate, f1
 
 Floats = NDArray[np.float64]
 # Below this a fitted concentration is zero for every purpose (Lourie et al. use the same bound).
@@ -240,6 +240,82 @@ def expected_calibration_error(
     found = reliability(probs, labels, bins, stated=stated)
     n = sum(b.n for b in found)
     return float(sum(b.n * abs(b.confidence - b.frequency) for b in found) / n) if n else np.nan
+
+
+class Group(NamedTuple):
+    """Items with neighbouring probabilities: their mean, the mean share of votes, and how many.
+
+    ``low`` and ``high`` are where the mean share of votes would lie in 95 % of samples if the
+    probabilities were right.
+    """
+
+    probability: float
+    share: float
+    low: float
+    high: float
+    n: int
+
+
+def quantile_groups(probs: ArrayLike, human: ArrayLike, bins: int = 10) -> list[Group]:
+    """A reliability diagram of the probability of the first of two answers, in equal parts.
+
+    Bins of equal width of the more probable answer's probability hold every item in one bin if a
+    model is nowhere sure; quantiles of p(first) always have something to compare.
+
+    Args:
+        probs, human: (n, 2) probabilities and votes; items without votes are left out.
+        bins: how many parts of about equal size; equal probabilities stay together.
+    """
+    p, h = (x[:, 0] for x in _pair(probs, shares(human)))
+    p, h = p[~np.isnan(h)], h[~np.isnan(h)]
+    if bins < 1:
+        raise ValueError(f"{bins} bins")
+    edges: Floats = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1])) if len(p) else p
+    place, found = np.searchsorted(edges, p, side="left"), []
+    for k in np.unique(place):
+        one, votes = p[place == k], h[place == k]
+        half = 1.96 * math.sqrt(_variance(votes - one))
+        mean = float(one.mean())
+        found.append(Group(mean, float(votes.mean()), mean - half, mean + half, len(one)))
+    return found
+
+
+def debiased_calibration_error(probs: ArrayLike, human: ArrayLike, bins: int = 10) -> Estimate:
+    """Root mean square gap between p(first) and the share of votes over ``quantile_groups``.
+
+    The squared gap of a bin of n items is too large by the variance of its mean, even for a
+    perfect predictor; this is subtracted (Kumar, Liang and Ma 2019), and what is left below zero
+    is zero. The interval takes gaps for normal: a squared one with mean g and variance v has the
+    variance 4 v g^2 + 2 v^2. Bins of one item have no variance and are left out; NaN if none is
+    left.
+    """
+    groups = [g for g in quantile_groups(probs, human, bins) if g.n > 1]
+    n = sum(g.n for g in groups)
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    weight = np.array([g.n / n for g in groups])
+    noise = np.array([((g.high - g.probability) / 1.96) ** 2 for g in groups])
+    gap = np.array([(g.share - g.probability) ** 2 for g in groups]) - noise
+    spread = math.sqrt((weight**2 * (4 * noise * np.maximum(gap, 0) + 2 * noise**2)).sum())
+    square = float(weight @ gap)
+    low, value, high = (math.sqrt(max(0.0, square + side * 1.96 * spread)) for side in (-1, 0, 1))
+    return Estimate(value, low, high, n)
+
+
+def _variance(x: Floats) -> float:
+    """Variance of the mean of x, (n,); that of one item is taken for zero."""
+    return float(x.var(ddof=1) / len(x)) if len(x) > 1 else 0.0
+
+
+def total_variation(probs: ArrayLike, human: ArrayLike) -> Floats:
+    """DistCE per item, (n,), in [0, 1]: half the sum of |p_k - h_k| (Baan et al. 2022)."""
+    p, h = _pair(probs, shares(human))
+    return np.asarray(np.abs(p - h).sum(1) / 2, dtype=float)
+
+
+def posterior_mean(alpha: ArrayLike, counts: ArrayLike) -> Floats:
+    """Expected shares of an item's votes, (n, k), given some of them and a prior alpha (k,)."""
+    return shares(np.asarray(alpha, dtype=float) + _counts(counts))
 
 
 def disagreement(counts: ArrayLike) -> list[str]:

@@ -290,3 +290,56 @@ def test_the_early_scores_are_as_wrong_as_they_were() -> None:
 def test_votes_only_file_and_full_file_are_the_same_votes(mirror: Path, dilemmas: Tables) -> None:
     path = mirror / "scruples" / "label-counts" / "dev.scruples-dilemmas_label-counts.json"
     assert json.loads(path.read_text()) == votes.counts(dilemmas["dev"]).astype(int).tolist()
+
+
+def crowd(n: int, seed: int = 0) -> tuple[NDArray[np.float64], Counts]:
+    """A predictor that gives the true shares, and five votes on each item."""
+    random = np.random.default_rng(seed)
+    p = random.uniform(0.35, 0.65, n)
+    votes = random.binomial(5, p)
+    return np.column_stack([p, 1 - p]), np.column_stack([votes, 5 - votes])
+
+
+def test_quantile_groups_tell_apart_what_lies_in_one_bin_of_equal_width() -> None:
+    p, votes = crowd(2000)
+    p = 0.5 + (p - 0.5) / 10  # nowhere sure: (.48, .52)
+    assert len(calibration.reliability(p, votes)) == 1
+    groups = calibration.quantile_groups(p, votes, 8)
+    assert [g.n for g in groups] == [250] * 8
+    assert groups[0].share < 0.4 < 0.6 < groups[-1].share
+    assert not groups[0].low <= groups[0].share <= groups[0].high, "ten times too timid"
+
+
+def test_debiased_calibration_error_is_about_zero_for_a_perfect_predictor() -> None:
+    """The plain one is not; a predictor that is off by a tenth gets a tenth."""
+    found, plain, covered = [], [], 0
+    for seed in range(60):
+        p, votes = crowd(1000, seed)
+        estimate = calibration.debiased_calibration_error(p, votes)
+        found.append(estimate.value**2)
+        groups = calibration.quantile_groups(p, votes)
+        plain.append(np.mean([(g.share - g.probability) ** 2 for g in groups]))
+        covered += sum(g.low <= g.share <= g.high for g in groups)
+        off = np.column_stack([p[:, 0] + 0.1, p[:, 1] - 0.1])
+        wrong = calibration.debiased_calibration_error(off, votes)
+        assert wrong.low < wrong.value < wrong.high
+        assert wrong.value == pytest.approx(0.1, abs=0.03)
+    assert np.mean(found) < np.mean(plain) / 2
+    assert covered / 600 == pytest.approx(0.95, abs=0.03), "the bands hold what they promise"
+    assert math.isnan(
+        calibration.debiased_calibration_error(np.zeros((0, 2)), np.zeros((0, 2)))[0]
+    )
+    same = calibration.debiased_calibration_error(np.full((4, 2), 0.5), [[5, 0], [0, 5]] * 2)
+    assert same.value == 0
+    assert same.n == 4
+
+
+def test_total_variation_is_half_the_city_block_distance() -> None:
+    p, votes = crowd(20)
+    each = [spatial.distance.cityblock(a, b / 5) / 2 for a, b in zip(p, votes, strict=True)]
+    np.testing.assert_allclose(calibration.total_variation(p, votes), each)
+
+
+def test_a_posterior_mean_adds_the_prior_to_the_votes() -> None:
+    found = calibration.posterior_mean([1, 3], [[4, 0], [0, 0]])
+    np.testing.assert_allclose(found, [[5 / 8, 3 / 8], [1 / 4, 3 / 4]])

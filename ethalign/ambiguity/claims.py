@@ -15,6 +15,9 @@ from ethalign.calibration import Floats
 from ethalign.claims import Claim, Contrast
 
 TUNED = ("hard", "sampled", "soft", "verbalised")
+# What claims compare beside variants; see ``contrast``.
+CHOSEN = ("best-tuned", "best-language-model", "best-encoder", "zero-shot-scaled", "gpt-4o")
+FLOORS = ("mean-votes", "uniform")
 # What stands in the place of the published data in other runs.
 SAME = {
     "dilemmas": ("dilemmas", "sample-dilemmas", "own"),

@@ -8,7 +8,7 @@ WRONG, OTHER and NOBODY as RIGHT, and INFO (not enough known) is dropped, as in 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -29,6 +29,10 @@ STORY = ("id", "title", "text")
 ANSWERS = {"dilemmas": ("first", "second"), "anecdotes": ("right", "wrong")}
 # What a record says of an item; never its words.
 FIELDS = ("part", "id", "dataset", "stratum", *PAIR, "gold")
+# Five further votes on the same pair, in tables and records of the official dilemmas.
+FURTHER = ("human1", "human2")
+# How divided voters can be; see ``calibration.disagreement``.
+STRATA = ("unanimous", "4-1", "3-2", "clear", "split")
 # Data set to source to splits.
 SPLITS = {
     "dilemmas": {"sample": "train test", "official": "train dev test"},
@@ -280,3 +284,9 @@ def items(frame: pd.DataFrame, part: str, dataset: str) -> Rows:
     gold = np.array(ANSWERS[dataset])[counts(frame).argmax(1)]
     known = {"part": part, "dataset": frame.attrs["dataset"], "stratum": strata(frame)}
     return cast("Rows", frame.assign(**known, gold=gold).to_dict("records"))
+
+
+def record(item: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of an item: ``FIELDS`` and, where there are any, ``FURTHER``; never words."""
+    further = {key: item[key] for key in FURTHER if pd.notna(item.get(key))}
+    return {key: item[key] for key in FIELDS} | further

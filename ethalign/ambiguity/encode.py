@@ -40,15 +40,13 @@ DRAWS: dict[str, Callable[[np.random.Generator, Any, Any], float | int]] = {
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     """Fit an encoder with each of ``LOSSES``, and let it judge held-out and test rows.
 
-    ``predictions.jsonl`` gets ``data.FIELDS``, ``variant``, ``verdict`` and the logits ``z1, z2``;
+    ``predictions.jsonl`` gets ``data.record``, ``variant``, ``verdict`` and the logits ``z1, z2``;
     facts are how many rows each part has.
     """
     rows, dataset = data.splits(run), run.votes.dataset
     items = data.items(rows.held_out, "held-out", dataset) + data.items(rows.test, "test", dataset)
     asked = [
-        {"variant": f"encoder-{name}"} | {key: item[key] for key in data.FIELDS}
-        for name in LOSSES
-        for item in items
+        {"variant": f"encoder-{name}"} | data.record(item) for name in LOSSES for item in items
     ]
     work = functools.partial(_judge, run, models.encoder(run.baselines.encoder, run.seed))
     path, keys, size = where / "predictions.jsonl", ("variant", "part", "id"), len(items)
@@ -142,7 +140,9 @@ def bounds(run: Run) -> Rows:
 def floors(run: Run, rows: data.Splits) -> Rows:
     """Predictors that read nothing: uniform, the mean of the training votes, the majority.
 
-    The Dirichlet prior fitted to the training votes has its own concentrations.
+    The Dirichlet prior fitted to the training votes has its own concentrations. So has
+    ``human-posterior``, where the file has five further votes: what is to be expected of the first
+    five from that prior and these.
     """
     train, name = data.counts(rows.train), str(rows.test.attrs["dataset"])
     prior, mean = calibration.fit_dirichlet_multinomial(train), calibration.shares(train).mean(0)
@@ -151,6 +151,11 @@ def floors(run: Run, rows: data.Splits) -> Rows:
     out = evaluate.score_rows(run, "uniform", uniform)
     own = uniform.assign(p1=mean[0], p2=mean[1], a1=prior[0], a2=prior[1])
     out += evaluate.score_rows(run, "mean-votes", own)
+    if {*data.FURTHER} <= {*test}:
+        further = test[list(data.FURTHER)].to_numpy(float)
+        known = dict(zip(("a1", "a2"), (prior + further).T, strict=True))
+        known |= zip(("p1", "p2"), calibration.posterior_mean(prior, further).T, strict=True)
+        out += evaluate.score_rows(run, "human-posterior", test.assign(**known))
     # A certain answer has no finite cross-entropy; only its labels are scored.
     top = np.full(len(test), int(train.argmax(1).mean() >= 0.5))
     labels = evaluate.label_scores(run, top, data.counts(test))
@@ -178,8 +183,8 @@ def vote_rows(
         "best": best,
         "votes": vote_facts(counts[counts.sum(1) > 0], names),
     }
-    if "human1" in frame:
-        answer = frame[["human1", "human2"]].to_numpy(float).argmax(1)
+    if {*data.FURTHER} <= {*frame}:
+        answer = frame[list(data.FURTHER)].to_numpy(float).argmax(1)
         found["human"] = evaluate.label_scores(run, answer, counts)
     return [row for k, f in found.items() for row in evaluate.metric_rows(run, k, dataset, f)]
 

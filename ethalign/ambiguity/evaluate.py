@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import special
+from scipy import special, stats
 
 from ethalign import calibration, endpoint, metrics, records, scoring, tuning
 from ethalign.ambiguity import data, prompts
@@ -67,11 +68,11 @@ def ask(
     ``tables`` are those of ``data.tests``; complete rows in ``path`` are kept.
 
     Returns:
-        A row per item: ``data.FIELDS``, ``verdict`` and the log of the raw mass on each answer,
-        summed over its verbalizers: ``logp1, logp2`` as the file has the pair, and for dilemmas
-        ``swapped1, swapped2`` with the actions swapped; they always belong to answer 1 and 2 of
-        the file. Behind a server also ``bounded``: the number of orders in which an answer was
-        not listed and its mass is an upper bound.
+        A row per item: that of ``data.record``, ``verdict`` and the log of the raw mass on each
+        answer, summed over its verbalizers: ``logp1, logp2`` as the file has the pair, and for
+        dilemmas ``swapped1, swapped2`` with the actions swapped; they always belong to answer 1
+        and 2 of the file. Behind a server also ``bounded``: the number of orders in which an
+        answer was not listed and its mass is an upper bound.
     """
     parts = [data.items(table, part, run.votes.dataset) for part, table in tables.items()]
     if isinstance(model, endpoint.Client):
@@ -85,7 +86,7 @@ def ask(
 
 
 def _answer(run: Run, model: Loaded | endpoint.Client, chunk: Rows) -> Rows:
-    rows = [{key: item[key] for key in data.FIELDS} for item in chunk]
+    rows = [data.record(item) for item in chunk]
     question = functools.partial(prompts.question, run.votes, run.prompt.template)
     for order in ORDERS[run.votes.dataset]:
         swapped = order == "swapped"
@@ -183,10 +184,16 @@ def score_rows(run: Run, variant: str, table: pd.DataFrame, **scaling: float) ->
         scaling: as of ``fit_scaling``, from other rows; adds the scores after it.
     """
     voted, rows = table[data.counts(table).sum(1) > 0], []
-    for stratum in ("all", "unanimous", "4-1", "3-2", "clear", "split"):
-        part = voted[(voted["stratum"] == stratum) | (stratum == "all")]
+    parts = {name: voted[voted["stratum"] == name] for name in data.STRATA}
+    if {*data.FURTHER} <= {*voted} and voted[list(data.FURTHER)].notna().all(axis=None):
+        # The scored votes do not choose these, so that a perfect predictor stays perfect.
+        further = np.array(calibration.disagreement(voted[list(data.FURTHER)].to_numpy(float)))
+        parts |= {f"further-{name}": voted[further == name] for name in data.STRATA}
+    for stratum, part in {"all": voted, **parts}.items():
         if len(part) or stratum == "all":
             found = _scores(run, part, **scaling)
+            if stratum == "all" or stratum.startswith("further-"):
+                found = itertools.chain(found, _spreads(run, part, **scaling))
             rows += metric_rows(run, variant, str(table["dataset"].iloc[0]), found, stratum)
     return rows
 
@@ -194,15 +201,14 @@ def score_rows(run: Run, variant: str, table: pd.DataFrame, **scaling: float) ->
 def _scores(run: Run, table: pd.DataFrame, **scaling: float) -> Found:
     p, n = table[["p1", "p2"]].to_numpy(float), data.counts(table)
     yield from label_scores(run, p.argmax(1), n)
-    error = functools.partial(calibration.expected_calibration_error, bins=run.votes.bins)
-    draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
     after = {"_scaled": scaled(p, scaling["temperature"])} if scaling else {}
     for ending, q in {"": p, **after}.items():
         yield f"cross_entropy{ending}", "nats", calibration.cross_entropy(q, n)
         yield f"brier{ending}", "score", calibration.brier(q, n)
         yield f"jensen_shannon{ending}", "score", calibration.jensen_shannon(q, n)
-        yield f"calibration_error{ending}", "share", metrics.bootstrap(error, q, n, **draws)
+        yield f"total_variation{ending}", "share", calibration.total_variation(q, n)
         yield f"entropy{ending}", "nats", calibration.entropy(q)
+        yield f"entropy_gap{ending}", "nats", calibration.entropy(q) - calibration.entropy(n)
     yield "entropy_votes", "nats", calibration.entropy(n)
     alphas = {"": np.maximum(p, FLOOR)}
     if scaling:
@@ -211,6 +217,31 @@ def _scores(run: Run, table: pd.DataFrame, **scaling: float) -> Found:
         alphas["_own"] = table[["a1", "a2"]].to_numpy(float)
     for ending, a in alphas.items():
         yield f"dirichlet_nll{ending}", "nats", calibration.dirichlet_multinomial_nll(a, n)
+
+
+def _spreads(run: Run, table: pd.DataFrame, **scaling: float) -> Found:
+    """Scores of all items together; among items chosen by their votes they mean nothing.
+
+    ``rank_correlation`` (Spearman) between the probability of the first answer and its share of
+    the votes, and ``entropy_correlation`` (Pearson): whether the predictor knows which items
+    divide people. Neither of what is the same everywhere.
+    """
+    p, n = table[["p1", "p2"]].to_numpy(float), data.counts(table)
+    if len(table) < 2:
+        return
+    bins = min(run.votes.bins, len(table) // 2)
+    error = functools.partial(calibration.debiased_calibration_error, bins=bins)
+    yield "calibration_error", "share", error(p, n)
+    if scaling:
+        yield "calibration_error_scaled", "share", error(scaled(p, scaling["temperature"]), n)
+    if np.ptp(p[:, 0]) > FLOOR:
+        pairs = {
+            "rank_correlation": [stats.rankdata(x[:, 0]) for x in (p, calibration.shares(n))],
+            "entropy_correlation": [calibration.entropy(x) for x in (p, n)],
+        }
+        draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
+        for name, arrays in pairs.items():
+            yield name, "score", metrics.bootstrap(correlation, *arrays, **draws)
 
 
 def label_scores(run: Run, answer: metrics.Ints, counts: Floats) -> Found:
@@ -225,8 +256,10 @@ def measure_rows(run: Run, variant: str, predictions: pd.DataFrame) -> Rows:
 
     Beside its scores of a language model the order bias (``first_position``: mean probability of
     whatever stands first; ``order_flips``: share of pairs whose verdict changes when they are
-    swapped), the raw mass on the answers, the scores of the authors' early code under ``early_``,
-    and what was fitted on the held-out rows (``temperature``, ``concentration``).
+    swapped; ``order_gap``: mean difference between the probabilities of an action in both orders;
+    the scores in the file's order alone, as the authors ask), the raw mass on the answers, the
+    scores of the authors' early code under ``early_``, and what was fitted on the held-out rows
+    (``temperature``, ``concentration``).
     """
     fit, test = (predictions[predictions["part"] == p].copy() for p in ("held-out", "test"))
     scaling = fit_scaling(probabilities(fit), data.counts(fit))
@@ -237,22 +270,30 @@ def measure_rows(run: Run, variant: str, predictions: pd.DataFrame) -> Rows:
     if "logp1" not in test:
         return rows
     found = [*_manners(test)]
-    found += [(k, "number", Estimate(v, v, v, len(fit))) for k, v in scaling.items()]
+    draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
+    for k in scaling:
+        value = metrics.bootstrap(
+            lambda p, n, k=k: fit_scaling(p, n)[k], probabilities(fit), data.counts(fit), **draws
+        )
+        found.append((k, "number", value))
     return rows + metric_rows(run, variant, str(test["dataset"].iloc[0]), found)
 
 
 def _manners(test: pd.DataFrame) -> Found:
-    """How a model answers, rather than how well."""
-    mass, n = np.exp(test[["logp1", "logp2"]].to_numpy(float)), len(test)
+    """How a model answers, rather than how well; and its scores in one order alone."""
+    mass, n = np.exp(test[["logp1", "logp2"]].to_numpy(float)), data.counts(test)
     yield "answer_mass", "share", mass.sum(1)
     if "swapped1" in test:
         one, two = probabilities(test, "logp"), probabilities(test, "swapped")
         yield "first_position", "share", (one[:, 0] + two[:, 1]) / 2
         flips = one.argmax(1) != two.argmax(1)
-        yield "order_flips", "share", metrics.share(int(flips.sum()), n)
+        yield "order_flips", "share", metrics.share(int(flips.sum()), len(test))
+        yield "order_gap", "share", np.abs(one[:, 0] - two[:, 0])
+        yield "accuracy_one_order", "share", metrics.accuracy(one.argmax(1), n.argmax(1))
+        yield "cross_entropy_one_order", "nats", calibration.cross_entropy(one, n)
     if "bounded" in test:
-        yield "answer_bounded", "share", metrics.share(int((test["bounded"] > 0).sum()), n)
-    for name, values in early_scores(mass, data.counts(test)).items():
+        yield "answer_bounded", "share", metrics.share(int((test["bounded"] > 0).sum()), len(test))
+    for name, values in early_scores(mass, n).items():
         yield f"early_{name}", "nats", values
 
 

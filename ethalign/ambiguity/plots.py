@@ -13,6 +13,8 @@ from ethalign import plots
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from ethalign.calibration import Group
+
 
 def vote_patterns(shares: pd.DataFrame) -> Axes:
     """Shares of items by how their votes fell (index ``5-0``, ``4-1`` …), a colour per source."""
@@ -22,22 +24,24 @@ def vote_patterns(shares: pd.DataFrame) -> Axes:
     return axes
 
 
-def reliability(curves: Mapping[str, Sequence[tuple[float, float, float]]]) -> Axes:
-    """Reliability diagrams: confidence in the answer against the share of votes for it.
+def reliability(curves: Mapping[str, Sequence[Group]]) -> Axes:
+    """Reliability diagrams: probability of the first answer against the share of votes for it.
 
-    ``curves`` are bins (``calibration.reliability``) by name; a point's area is its items.
+    ``curves`` are ``calibration.quantile_groups`` by name. Bands are where the shares would lie in
+    95 % of samples if the probabilities were right.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     _, axes = plt.subplots(figsize=(5.5, 4.5))
     colours = sns.color_palette("colorblind", len(curves))
-    for colour, (name, bins) in zip(colours, curves.items(), strict=True):
-        x, y, n = np.array(bins).T
-        axes.plot(x, y, "-", color=colour, linewidth=1)
-        axes.scatter(x, y, s=10 + 200 * n / n.sum(), color=colour, label=name)
-    axes.plot([0.5, 1], [0.5, 1], "--", color="black", linewidth=1, label="calibrated")
-    axes.set(xlabel="confidence in the answer", ylabel="share of votes for it", xlim=(0.48, 1.02))
+    for colour, (name, groups) in zip(colours, curves.items(), strict=True):
+        p, share, low, high, _ = np.array(groups).T
+        axes.fill_between(p, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(p, share, "o-", color=colour, linewidth=1, label=name)
+    ends = axes.get_xlim()
+    axes.plot(ends, ends, "--", color="black", linewidth=1, label="calibrated")
+    axes.set(xlabel="probability of the first answer", ylabel="share of votes for it", xlim=ends)
     axes.legend(frameon=False)
     return axes
 

@@ -19,7 +19,8 @@ _ASKED = ("model", "prompt", "votes.answers", "votes.target", "votes.max_words")
 def preflight(run: Run) -> None:
     """Refuse rows that cannot be used, and what no server can do."""
     data.splits(run)
-    if run.endpoint.url and (run.tuning.enabled or run.prompt.template != "plain"):
+    tuned = run.tuning.enabled or run.votes.target == "verbalised"
+    if run.endpoint.url and (tuned or run.prompt.template != "plain"):
         wanted = "prompt.template=plain and --variant zero-shot"
         raise UserError(f"a model behind an endpoint is asked as it is; choose {wanted}.")
 
@@ -78,7 +79,10 @@ STUDY = Study(
     sources=data.SOURCES,
     datasets=dict.fromkeys(data.SPLITS, data.table),
     preflight=preflight,
-    order=("zero-shot", *claims.TUNED),
+    order=(
+        *("zero-shot", *claims.TUNED, *(f"encoder-{loss}" for loss in encode.LOSSES)),
+        *(*claims.FLOORS, *claims.CHOSEN),
+    ),
     main="dilemmas",
     texts=("prompt", "completion"),
     claims=claims.contrast,

@@ -197,3 +197,11 @@ def test_files_of_ones_own_that_cannot_be_used_are_refused(tmp_path: Path) -> No
 def test_an_unknown_split_names_the_known_ones(name: str, split: str, source: str) -> None:
     with pytest.raises(UserError, match=r"split|source"):
         shared.load(name, split, source)
+
+
+def test_a_server_is_not_asked_for_written_shares() -> None:
+    """It lists the first tokens of answers, and a share is more than one."""
+    asked = {"endpoint__url": "http://localhost:1/v1"}
+    preflight(resolved("zero-shot", **asked))
+    with pytest.raises(UserError, match="asked as it is"):
+        preflight(resolved("zero-shot", **asked, votes__target="verbalised"))

@@ -92,3 +92,85 @@ def test_an_item_nobody_voted_on_is_left_out_of_the_scores() -> None:
     rows = evaluate.score_rows(resolved("ceiling"), "uniform", table.assign(p1=0.5, p2=0.5))
     assert {r["n"] for r in rows} == {1}
     assert all(math.isfinite(r["value"]) for r in rows)
+
+
+def voted(p: calibration.Floats, seed: int = 0) -> pd.DataFrame:
+    """Items with five votes and five further ones of people who follow p."""
+    random = np.random.default_rng(seed)
+    votes, further = random.binomial(5, p), random.binomial(5, p)
+    table = pd.DataFrame({"dataset": "x", "votes1": votes, "votes2": 5 - votes})
+    table = table.assign(human1=further, human2=5 - further, p1=p, p2=1 - p)
+    table["stratum"] = data.strata(table)
+    return table
+
+
+def test_calibration_is_judged_where_the_scored_votes_do_not_choose_the_items() -> None:
+    """A perfect predictor looks wrong among unanimous items, and not where others are."""
+    table = voted(np.random.default_rng(1).uniform(0.05, 0.95, 4000))
+    rows = evaluate.score_rows(resolved("ceiling", "small", evaluation__bootstrap=20), "x", table)
+    found = {r["stratum"]: r for r in rows if r["metric"] == "calibration_error"}
+    assert set(found) == {"all", "further-unanimous", "further-4-1", "further-3-2"}
+    assert all(r["low"] <= 0.03 for r in found.values())
+    chosen = table[table["stratum"] == "unanimous"]
+    p, n = chosen[["p1", "p2"]].to_numpy(), data.counts(chosen)
+    assert calibration.debiased_calibration_error(p, n).value > 0.1
+
+
+def test_concentration_is_fitted_after_the_temperature() -> None:
+    """A predictor ten times too sure scores as well as the one it was made from."""
+    p = np.random.default_rng(1).uniform(0.1, 0.9, 500)
+    table, losses = voted(p), []
+    for heat in (1, 0.1):
+        sure = evaluate.scaled(table[["p1", "p2"]].to_numpy(), heat)
+        scaling = evaluate.fit_scaling(sure, data.counts(table))
+        own = table.assign(p1=sure[:, 0], p2=sure[:, 1])
+        rows = evaluate.score_rows(resolved("ceiling"), "x", own, **scaling)
+        losses += [r["value"] for r in rows if r["metric"] == "dirichlet_nll_fitted"][:1]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+
+
+def test_who_knows_which_items_divide_people_is_told_from_who_does_not() -> None:
+    p = np.random.default_rng(1).uniform(0.05, 0.95, 1000)
+    knows, run = voted(p), resolved("ceiling")
+    blind = knows.assign(p1=np.roll(p, 1), p2=1 - np.roll(p, 1))
+    constant = knows.assign(p1=0.5, p2=0.5)
+    values = []
+    for table in (knows, blind, constant):
+        rows = evaluate.score_rows(run, "x", table)
+        values.append({r["metric"]: r["value"] for r in rows if r["stratum"] == "all"})
+    for metric in ("entropy_correlation", "rank_correlation"):
+        assert values[0][metric] > 0.5 > 0.15 > abs(values[1][metric])
+        assert metric not in values[2]
+    gap = values[2]["entropy_gap"]
+    assert gap == pytest.approx(math.log(2) - values[2]["entropy_votes"], abs=1e-5)
+
+
+def test_order_is_told_for_every_model() -> None:
+    """One that always says what stands first: right half of the time, and never the same."""
+    lines = [
+        {
+            "part": part,
+            "id": str(i),
+            "dataset": "x",
+            "votes1": i % 6,
+            "votes2": 5 - i % 6,
+        }
+        | {"logp1": -0.1, "logp2": -2.4, "swapped1": -2.4, "swapped2": -0.1}
+        for part in ("held-out", "test")
+        for i in range(24)
+    ]
+    table = pd.DataFrame(lines)
+    table["stratum"] = data.strata(table)
+    rows = evaluate.measure_rows(resolved("zero-shot"), "zero-shot", table)
+    found = {r["metric"]: r for r in rows if r["stratum"] == "all"}
+    assert found["order_flips"]["value"] == 1
+    assert found["order_gap"]["value"] == pytest.approx(0.8176, abs=1e-3)
+    assert found["accuracy_one_order"]["value"] == 0.5
+    assert found["cross_entropy_one_order"]["value"] > found["cross_entropy"]["value"]
+    assert found["concentration"]["low"] < found["concentration"]["high"]
+
+
+def test_records_keep_further_votes_and_no_words() -> None:
+    item = dict.fromkeys(data.FIELDS, 1) | {"human1": 4, "human2": 1, "first": "words"}
+    assert data.record(item) == {**dict.fromkeys(data.FIELDS, 1), "human1": 4, "human2": 1}
+    assert "human1" not in data.record(item | {"human1": math.nan})
