@@ -189,7 +189,8 @@ def crossed(
 
     Returns:
         NaN and no draws without items. Where no sample differs from another, the interval is, for
-        arrays of booleans, what n groups without an exception allow (97.5 % one-sided), else NaN.
+        arrays of booleans, what n groups without an exception allow (97.5 % one-sided), and the
+        draws lie evenly in it; else NaN, and no draws.
     """
     n = len(seeds[0][0])
     if not n:
@@ -211,7 +212,8 @@ def crossed(
         whole = all(a.dtype == bool for arrays in seeds for a in arrays)
         reach = 1 - TAILS[0] ** (1 / len(members)) if whole else math.nan
         low, high = np.clip([value - reach, value + reach], -1, 1)
-        return Crossed(value, float(low), float(high), reach, found)
+        spread = np.linspace(low, high, len(found)) if whole else np.array([])
+        return Crossed(value, float(low), float(high), reach, spread)
     power = scipy.stats.norm.ppf(TAILS[1]) + scipy.stats.norm.ppf(0.8)
     return Crossed(value, float(low), float(high), float(power * found.std()), found)
 

@@ -144,6 +144,16 @@ def test_equivalence_is_two_one_sided_tests() -> None:
     assert p == pytest.approx(2 * np.mean(draws >= 0.1))
 
 
+@pytest.mark.parametrize(("n", "expected"), [(20, "inconclusive"), (400, "supported")])
+def test_agreement_on_few_items_does_not_show_equivalence(
+    assess: Any, n: int, expected: str
+) -> None:
+    found = assess(
+        [{"direction": "equivalent", "margin": 0.05}], {"m/A/0": [1] * n, "m/B/0": [1] * n}
+    )
+    assert found["verdict"].tolist() == [expected]
+
+
 def test_what_is_wrong_in_a_file_of_claims_is_said(assess: Any) -> None:
     for change, message in (
         ({"direction": "better"}, "b-beats-a: direction"),

@@ -81,7 +81,7 @@ EDITS: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     ("a figure", "ethalign/reasons/plots.py", "log_odds", "", ()),
     ("a table", "ethalign/tables.py", "comparison", "", ()),
     ("a caption", "ethalign/records.py", "caption", "", ()),
-    ("a claim", "ethalign/claims.py", "paired", "", ()),
+    ("a claim", "ethalign/claims.py", "assess", "", ()),
     ("an error message", "ethalign/tuning.py", "no training rows", "not one row", ()),
     ("a meaning", "ethalign/config.py", "passes over the rows", "how often", ()),
     ("prose", "ethalign/scoring.py", "Log-probabilities of answer choices", "Choices", ()),
