@@ -75,7 +75,7 @@ TUNED: tuple[str, ...] = (
     *("*/finetune/*", "reasons/evaluate/L*", "reasons/evaluate/R*", "*/evaluate/shuffled"),
     *("ambiguity/evaluate/[hsv]*", "honesty/evaluate/[acfm]*"),
 )
-SCORED = ("reasons/evaluate/*", "ambiguity/evaluate/*")
+SCORED = ("*/evaluate/*",)
 EDITS: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     ("a colour", "ethalign/plots.py", "#0072B2", "#0072B3", ()),
     ("a figure", "ethalign/reasons/plots.py", "log_odds", "", ()),
@@ -128,7 +128,7 @@ def test_an_edit_makes_anew_what_follows_from_it_and_nothing_else(
 def test_a_new_measure_is_measured_and_asks_no_model_again(
     copy: Path, runs: Path, edit: Callable[..., None]
 ) -> None:
-    edit("ethalign/metrics.py", "macro_f1")
+    edit("ethalign/metrics.py", "crossed")
     found = states(copy, runs)
     assert "anew" not in found.values()
     measured = {job for job, state in found.items() if state == "measure"}

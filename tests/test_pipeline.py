@@ -321,7 +321,7 @@ def slow(path, rows):
     keep(path, rows)
     time.sleep(float(sys.argv[2]))
 records.append_rows = slow
-evaluate.ask(run, loaded, data.tests(run), Path(sys.argv[1]))
+evaluate.ask(run, loaded, data.tests(run), Path(sys.argv[1]), 8, 0.0)
 """
 
 

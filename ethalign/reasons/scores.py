@@ -24,7 +24,7 @@ from ethalign.study import Rows
 
 Estimates = dict[str, metrics.Estimate]
 # Metrics that are not shares.
-UNITS = {"auc": "score", "brier": "score", "ece": "score", "label_kappa": "kappa"}
+UNITS = dict.fromkeys(("auc", "brier", "ece", "cosine"), "score") | {"label_kappa": "kappa"}
 
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
