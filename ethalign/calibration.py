@@ -308,7 +308,7 @@ def _variance(x: Floats) -> float:
 
 
 def total_variation(probs: ArrayLike, human: ArrayLike) -> Floats:
-    """DistCE per item, (n,), in [0, 1]: half the sum of |p_k - h_k| (Baan et al. 2022)."""
+    """DistCE per item, (n,), in [0, 1]: half the sum of ``|p_k - h_k|`` (Baan et al. 2022)."""
     p, h = _pair(probs, shares(human))
     return np.asarray(np.abs(p - h).sum(1) / 2, dtype=float)
 
