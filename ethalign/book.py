@@ -30,16 +30,15 @@ def build(jobs: Sequence[Job]) -> Path:
     """
     collect(jobs)
     records.write(GENERATED / "toc.yml", contents(jobs))
+    stamp, state = ROOT / "_build" / "inputs.txt", _inputs()
+    page = ROOT / "_build" / "html" / "index.html"
+    if page.is_file() and stamp.is_file() and stamp.read_text() == state:
+        return page
     records.write(GENERATED / "parameters.md", parameter_table())
     records.write(GENERATED / "api.md", api_pages())
     for name in config.studies():
         records.write(GENERATED / f"{name}-reported.md", tables.reported(name))
         records.write(GENERATED / f"{name}-claims.md", tables.verdicts(name))
-    html = ROOT / "_build" / "html"
-    stamp, state = ROOT / "_build" / "inputs.txt", _inputs()
-    page = html / "index.html"
-    if page.is_file() and stamp.is_file() and stamp.read_text() == state:
-        return page
     command = ["jupyter-book", "build", "book", "--config", "_config.yml"]
     command += ["--toc", str(GENERATED / "toc.yml"), "--path-output", "."]
     command += ["-W", "-n", "--keep-going"]
@@ -91,8 +90,11 @@ def contents(jobs: Sequence[Job]) -> dict[str, Any]:
 
 
 def _inputs() -> str:
+    """Everything that the book is made of; what is generated follows from the rest."""
     files = [p for p in BOOK.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    files = [p for p in files if p.parent != GENERATED or p.name == "toc.yml"]
     files += [ROOT / "_config.yml", *(ROOT / "ethalign").rglob("*.py")]
+    files += (ROOT / "configs").rglob("*.yaml")
     files += [p for p in results.RESULTS.rglob("*.json*") if p.is_file()]
     return "".join(f"{os.path.relpath(p, ROOT)} {sources.sha256(p)}\n" for p in sorted(files))
 
