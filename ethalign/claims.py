@@ -71,16 +71,10 @@ def load(name: str) -> list[Claim]:
         UserError: an entry that is incomplete or unknown, or an id that stands there twice.
     """
     path = config.ROOT / "configs" / name / "claims.yaml"
-    found = []
-    for entry in config.read_yaml(path)["claims"] if path.is_file() else []:
-        try:
-            found.append(Claim.model_validate(entry))
-        except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "entry"
-            raise config.UserError(
-                f"{path}, {entry.get('id', 'an entry without id')}: {where}: {first['msg']}."
-            ) from None
+    found = [
+        config.checked(Claim, entry, f"{path}, {entry.get('id', 'an entry without id')}")
+        for entry in (config.read_yaml(path)["claims"] if path.is_file() else [])
+    ]
     ids = [claim.id for claim in found]
     if twice := [i for i in ids if ids.count(i) > 1]:
         raise config.UserError(f"{path}: {twice[0]} must be the id of one claim only.")
@@ -139,9 +133,11 @@ def _parts(owner: study.Study, home: Path) -> dict[str, dict[int, dict[str, pd.D
                     beside.setdefault(seed, {})[variant] = table
                 else:
                     found.setdefault(model, {}).setdefault(seed, {})[variant] = table
+    if beside and not found:
+        return {"": beside}
     return {
-        model: {seed: {**beside.get(seed, {}), **own} for seed, own in seeds.items()}
-        for model, seeds in (found or {"": beside} if beside else found).items()
+        model: {seed: {**beside.get(seed, {}), **tables} for seed, tables in seeds.items()}
+        for model, seeds in found.items()
     }
 
 
@@ -150,7 +146,7 @@ def _tested(
 ) -> dict[str, Any]:
     contrasts = [owner.claims(claim, parts) for parts in seeds.values()] if owner.claims else []
     made = [c for c in contrasts if c is not None and len(c.arrays[0])]
-    # Seeds are averaged over the same items; a seed that was run on others stands aside.
+    # Seeds are averaged over the same items; one that was run on more or fewer stands aside.
     made = [c for c in made if len(c.arrays[0]) == len(made[0].arrays[0])]
     if not made:
         nothing = dict.fromkeys(("difference", "low", "high", "p", "detectable"), math.nan)

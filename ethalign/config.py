@@ -330,6 +330,23 @@ def nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}."
 
 
+M = TypeVar("M", bound=BaseModel)
+
+
+def checked(kind: type[M], content: Any, where: str) -> M:
+    """What a file of another kind than a run's settings holds, by its model.
+
+    Raises:
+        UserError: an entry that is missing, unknown or of the wrong type; ``where`` it stands.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "entry"
+        raise UserError(f"{where}: {key}: {first['msg']}.") from None
+
+
 def explain(error: ValidationError, kind: type[Run]) -> str:
     """A pydantic error as one sentence that names the key and the way out."""
     first, known = error.errors()[0], {name: wanted for name, wanted, *_ in parameters(kind)}

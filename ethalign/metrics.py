@@ -31,16 +31,6 @@ class Estimate(NamedTuple):
     n: int
 
 
-class Paired(NamedTuple):
-    """A difference between two variants on the same items (first minus second)."""
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
-    n: int
-
-
 def shown(value: float, unit: str) -> str:
     """A number as a page shows it: shares in per cent, everything else with three decimals."""
     return f"{100 * value:.1f}" if unit == "share" else f"{value:.3f}"
@@ -218,6 +208,31 @@ def crossed(
     return Crossed(value, float(low), float(high), float(power * found.std()), found)
 
 
+def interval(
+    statistic: Statistic,
+    *arrays: NDArray[Any],
+    groups: NDArray[Any] | None = None,
+    seed: int,
+    draws: int = 1000,
+) -> Estimate:
+    """``crossed`` of one seed, whose interval never has the width zero; see there."""
+    found = crossed(statistic, [arrays], groups, seed=seed, draws=draws)
+    return Estimate(found.value, found.low, found.high, len(arrays[0]))
+
+
+def auroc(score: ArrayLike, hit: ArrayLike) -> float:
+    """Probability that a hit has a higher score than what is none, ties one half.
+
+    The area under the ROC curve of n items, by the Mann-Whitney statistic; NaN without both kinds.
+    """
+    hits = np.asarray(hit, bool)
+    n, m = int(hits.sum()), int((~hits).sum())
+    if not n or not m:
+        return math.nan
+    ranks = scipy.stats.rankdata(np.asarray(score))
+    return float((ranks[hits].sum() - n * (n + 1) / 2) / (n * m))
+
+
 def over_seeds(values: ArrayLike, lows: ArrayLike, highs: ArrayLike) -> tuple[float, float, float]:
     """Mean over training seeds of a value whose interval holds items only; with its interval.
 
@@ -234,53 +249,6 @@ def over_seeds(values: ArrayLike, lows: ArrayLike, highs: ArrayLike) -> tuple[fl
     seeds = scipy.stats.t.ppf(TAILS[1], len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
     down, up = (math.hypot(seeds, math.sqrt(np.mean(x**2))) for x in (v - low, high - v))
     return float(v.mean()), float(v.mean() - down), float(v.mean() + up)
-
-
-def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike) -> Paired:
-    """Difference of two accuracies on the same items, with McNemar's exact test.
-
-    The p-value is the two-sided binomial test on the items that only one of the two got right
-    (McNemar 1947); the interval is Agresti and Min's (2005) adjusted Wald interval, which adds
-    half an item to each cell of the two-by-two table. Different lengths are a ValueError.
-    """
-    first, second = np.asarray(first_correct, bool), np.asarray(second_correct, bool)
-    if first.shape != second.shape:
-        raise ValueError("both variants must have answered the same items")
-    n, won, lost = len(first), int((first & ~second).sum()), int((second & ~first).sum())
-    if n == 0:
-        return Paired(math.nan, -1.0, 1.0, math.nan, 0)
-    p = float(scipy.stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
-    b, c, total = won + 0.5, lost + 0.5, n + 2
-    centre, z = (b - c) / total, float(scipy.stats.norm.ppf(TAILS[1]))
-    width = z * math.sqrt(b + c - (b - c) ** 2 / total) / total
-    return Paired((won - lost) / n, max(-1.0, centre - width), min(1.0, centre + width), p, n)
-
-
-def paired_bootstrap(
-    first: ArrayLike, second: ArrayLike, *, seed: int, draws: int = 1000
-) -> Paired:
-    """``bootstrap_test`` of the difference of two means; different lengths are a ValueError."""
-    a, b = np.asarray(first, float), np.asarray(second, float)
-    if a.shape != b.shape:
-        raise ValueError("both variants must have answered the same items")
-    return bootstrap_test(np.mean, a - b, seed=seed, draws=draws)
-
-
-def bootstrap_test(
-    statistic: Statistic, *arrays: NDArray[Any], seed: int, draws: int = 1000
-) -> Paired:
-    """A statistic of items that is zero if there is no difference, with interval and p-value.
-
-    The p-value is twice the smaller share of resampled statistics on either side of zero. See
-    ``bootstrap`` for the arguments; one NaN makes the interval NaN.
-    """
-    if not len(arrays[0]):
-        return Paired(math.nan, math.nan, math.nan, math.nan, 0)
-    found = _resampled(statistic, arrays, seed, draws)
-    low, high = np.quantile(found, [0.025, 0.975])
-    tail = min((found <= 0).mean(), (found >= 0).mean())
-    p = min(1.0, 2 * max(float(tail), 1 / draws))
-    return Paired(float(statistic(*arrays)), float(low), float(high), p, len(arrays[0]))
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:

@@ -73,10 +73,12 @@ def pooled(table: pd.DataFrame) -> pd.DataFrame:
     """``rows`` with one for all training seeds, in place of one for each.
 
     The value is the mean of the seeds that have one, and its interval holds items and seeds
-    (``metrics.over_seeds``); a column ``seeds`` says how many there are.
+    (``metrics.over_seeds``); a column ``seeds`` says how many there are. What is pooled stays.
     """
     numbers = ["value", "low", "high"]
     keys = [key for key in table.columns if key not in (*numbers, "n", "seed", "seeds")]
+    if "seed" not in table:
+        return table
     if table.empty or not table.duplicated(keys).any():
         return table.drop(columns="seed").assign(seeds=1)
     found = []
@@ -164,7 +166,7 @@ def compare(
         path: printed figures of one's own, see ``reported``.
     """
     keys = ["variant", "dataset", "metric"]
-    mine = ours if "seeds" in ours else pooled(ours)
+    mine = pooled(ours)
     mine = mine[mine["stratum"] == stratum]
     mine = mine[[*keys, "model", "value", "low", "high", "n", "seeds"]]
     mine, keys[-1] = mine.rename(columns={"metric": "ours"}), "ours"

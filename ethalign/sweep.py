@@ -57,12 +57,7 @@ def load(path: Path) -> Sweep:
     Raises:
         UserError: an entry that is missing, unknown or of the wrong type.
     """
-    try:
-        return Sweep.model_validate(config.read_yaml(path))
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path}: {where}: {first['msg'].lower()}.") from None
+    return config.checked(Sweep, config.read_yaml(path), str(path))
 
 
 def points(sweep: Sweep) -> dict[str, dict[str, Any]]:

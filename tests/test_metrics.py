@@ -124,48 +124,6 @@ def test_macro_f1_shows_a_constant_answer_for_what_it_is() -> None:
     assert found.low < found.value < found.high
 
 
-@given(FLAGS, st.data())
-def test_mcnemar_is_the_binomial_test_on_the_items_that_changed(
-    first: list[bool], drawn: st.DataObject
-) -> None:
-    second = drawn.draw(st.lists(st.booleans(), min_size=len(first), max_size=len(first)))
-    a, b = np.array(first), np.array(second)
-    found = metrics.mcnemar(a, b)
-    gained, lost = int((a & ~b).sum()), int((~a & b).sum())
-    assert found.difference == pytest.approx(a.mean() - b.mean())
-    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    assert found.p_value == pytest.approx(expected)
-    turned = metrics.mcnemar(b, a)
-    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low))
-    assert turned.p_value == pytest.approx(found.p_value)
-
-
-def test_mcnemars_interval_covers_the_true_difference() -> None:
-    random = np.random.default_rng(0)
-    hits = 0
-    for _ in range(400):
-        a, b = random.random(300) < 0.7, random.random(300) < 0.6
-        found = metrics.mcnemar(a, b)
-        hits += found.low <= 0.1 <= found.high
-    assert 0.92 < hits / 400 < 0.98
-
-
-def test_two_variants_must_answer_the_same_items() -> None:
-    for test in (metrics.mcnemar, lambda a, b: metrics.paired_bootstrap(a, b, seed=0)):
-        with pytest.raises(ValueError, match="same items"):
-            test([True], [True, False])
-
-
-def test_paired_bootstrap_finds_a_difference_and_no_difference() -> None:
-    random = np.random.default_rng(1)
-    a = random.normal(0, 1, 400)
-    sure = metrics.paired_bootstrap(a + 0.5, a, seed=0)
-    assert (sure.difference, sure.low, sure.high) == pytest.approx((0.5, 0.5, 0.5))
-    same = metrics.paired_bootstrap(a, random.normal(0, 1, 400), seed=0)
-    assert same.low < 0 < same.high
-    assert same.p_value > 0.05
-
-
 def test_bootstrap_is_seeded_and_empty_is_undefined() -> None:
     x = np.arange(50.0)
     assert metrics.bootstrap(np.mean, x, seed=3) == metrics.bootstrap(np.mean, x, seed=3)
@@ -203,8 +161,6 @@ def test_a_seed_gives_the_same_samples_whatever_draws_them(
     assert found.n == n
     if not np.isnan(expected).all():
         assert found[1:3] == tuple(np.nanquantile(expected, [(1 - 0.95) / 2, (1 + 0.95) / 2]))
-    tested = metrics.bootstrap_test(statistic, *arrays, seed=5, draws=draws)
-    np.testing.assert_array_equal(tested[1:3], np.quantile(expected, [0.025, 0.975]))
 
 
 def test_the_interval_is_scipys_percentile_interval() -> None:
@@ -214,17 +170,6 @@ def test_the_interval_is_scipys_percentile_interval() -> None:
     )
     expected = drawn.confidence_interval
     assert metrics.bootstrap(np.mean, x, seed=2)[1:3] == pytest.approx(expected)
-    assert metrics.paired_bootstrap(x, 0 * x, seed=2)[1:3] == pytest.approx(expected)
-
-
-def test_the_p_value_is_twice_the_smaller_tail() -> None:
-    x = np.random.default_rng(3).normal(0.15, 1, 100)
-    below = np.mean(np.array(resampled(np.mean, x, seed=0, draws=1000)) <= 0)
-    assert 0.01 < below < 0.4
-    found = metrics.bootstrap_test(np.mean, x, seed=0, draws=1000)
-    assert found.p_value == pytest.approx(2 * below)
-    assert metrics.bootstrap_test(np.mean, 0 * x, seed=0).p_value == 1
-    assert math.isnan(metrics.bootstrap_test(np.mean, x[:0], seed=0).p_value)
 
 
 @given(st.lists(st.floats(0, 1) | st.just(math.nan), max_size=20))

@@ -17,7 +17,6 @@ from ethalign.honesty.scores import (
     Category,
     HonestyScores,
     augrc,
-    auroc,
     coded,
     equal_honesty,
     honesty_of,
@@ -70,7 +69,7 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
             return None
         # Seeds decline different questions: all are kept, so that they are resampled together.
         arrays = [(t["logp"].to_numpy(float), t["verdict"].eq("correct").to_numpy()) for t in pair]
-        area = auroc if claim.estimand == "auroc" else _area
+        area = metrics.auroc if claim.estimand == "auroc" else _area
         return Contrast(
             lambda k, a, b, c, d: area(a[k], b[k]) - area(c[k], d[k]) if k.any() else math.nan,
             (kept, *arrays[0], *arrays[1]),
@@ -117,7 +116,7 @@ def _gap(before: Any, first: Any, second: Any) -> float:
 
 
 def _told_apart(refusal: Any, known: Any) -> float:
-    return auroc(refusal, ~known)
+    return metrics.auroc(refusal, ~known)
 
 
 def by_variant(

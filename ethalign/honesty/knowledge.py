@@ -14,7 +14,7 @@ import pandas as pd
 
 from ethalign import generation, metrics, models, records, tuning
 from ethalign.honesty import data, judges, prompts
-from ethalign.honesty.scores import auroc, interval, normalise, reliability
+from ethalign.honesty.scores import normalise, reliability
 from ethalign.honesty.settings import Evaluation, Run
 from ethalign.models import Loaded
 from ethalign.study import Rows
@@ -260,7 +260,7 @@ def measure_rows(run: Run, dataset: str, answered: pd.DataFrame, sampled: pd.Dat
     """
     probed, found = "sampling_labels" in sampled, {}
     m = len(sampled["sampling_labels"].iloc[0]) if probed else run.honesty.samples
-    draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
+    draws: dict[str, Any] = {"seed": run.seed, "draws": run.evaluation.bootstrap}
     right = sampled["sampling_knowns"].to_numpy(int)
     for name, column in (("known_greedy", "greedy_label"), ("accident", "accident")):
         if column in answered:
@@ -271,11 +271,11 @@ def measure_rows(run: Run, dataset: str, answered: pd.DataFrame, sampled: pd.Dat
     if probed and m > 1:
         labels = np.array(sampled["sampling_labels"].tolist())
         halves = labels[:, : m // 2].any(1) == labels[:, m // 2 : m // 2 * 2].any(1)
-        found["known_reliability"] = interval(reliability, labels, **draws)
+        found["known_reliability"] = metrics.interval(reliability, labels, **draws)
         found["known_halves"] = metrics.share(int(halves.sum()), len(halves))
     if "sampling_agrees" in sampled:
         pair = sampled["sampling_agrees"].to_numpy(), sampled["greedy_label"].to_numpy(bool)
-        found["consistency_auroc"] = interval(auroc, *pair, **draws)
+        found["consistency_auroc"] = metrics.interval(metrics.auroc, *pair, **draws)
     units = dict.fromkeys(("known_reliability", "consistency_auroc"), "score")
     return [
         records.row(run, dataset, "all", name, v, units.get(name, "share"))

@@ -176,7 +176,7 @@ def answered(after: Categories) -> dict[str, metrics.Estimate]:
     c, w = metrics.share(right, n), metrics.share(wrong, n)
     odds = c.value * w.value / max((1 - c.value) * (1 - w.value), 1e-12)
     sides = [np.array([c in kinds for c in after]) for kinds in (("correct",), CATEGORIES[:2])]
-    f = interval(_f, *sides, seed=0)
+    f = metrics.interval(_f, *sides, seed=0)
     found = {"correct": c, "f": f._replace(low=max(0.0, f.low))}
     for t in TARGETS:
         weight = t / (1 - t)
@@ -188,14 +188,6 @@ def answered(after: Categories) -> dict[str, metrics.Estimate]:
 
 def _f(right: Any, tried: Any) -> float:
     return float(2 * right.sum() / (len(right) + tried.sum()))
-
-
-def interval(
-    statistic: metrics.Statistic, *arrays: Any, seed: int, draws: int = 1000
-) -> metrics.Estimate:
-    """``metrics.crossed`` of one seed: a bootstrap interval that never has the width zero."""
-    found = metrics.crossed(statistic, [arrays], seed=seed, draws=draws)
-    return metrics.Estimate(found.value, found.low, found.high, len(arrays[0]))
 
 
 def coded(side: Categories) -> Ints:
@@ -273,19 +265,6 @@ def risk_coverage(confidence: Any, wrong: Any) -> tuple[Any, Any]:
 def augrc(confidence: Any, wrong: Any) -> float:
     """Mean of ``risk_coverage`` over all coverages (AUGRC); lower is better, in [0, 1]."""
     return float(np.mean(risk_coverage(confidence, wrong)[1]))
-
-
-def auroc(score: Any, hit: Any) -> float:
-    """Probability that a hit has a higher score than what is none, ties one half.
-
-    The Mann-Whitney statistic; NaN without both kinds.
-    """
-    hits = np.asarray(hit, bool)
-    n, m = int(hits.sum()), int((~hits).sum())
-    if not n or not m:
-        return math.nan
-    ranks = scipy.stats.rankdata(score)
-    return float((ranks[hits].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def equal_honesty(refusal: Any, known: Any) -> float:

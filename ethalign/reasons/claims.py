@@ -51,7 +51,7 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
             return None
         ranks = (scores.margins(t.set_index("id").loc[both["id"]]) for t in (first, second))
         arrays = (*ranks, gold == "unethical")
-        return Contrast(lambda a, b, y: scores.auc(a, y) - scores.auc(b, y), arrays, groups)
+        return Contrast(lambda a, b, y: metrics.auroc(a, y) - metrics.auroc(b, y), arrays, groups)
     names = RIGHT | MISALIGNED
     columns = [f"{names[claim.estimand]}_{k}" for k in (1, 2)]
     if not {*columns} <= {*both}:
@@ -102,8 +102,8 @@ def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
     """Further numbers that prose quotes.
 
     ``leak``: counts of the overlap audit; ``classes``: stratum of the published test file to
-    counts of both labels; ``clean``: variant to metric to value on its clean rows, of several
-    models and seeds the first.
+    counts of both labels; ``clean``: variant to metric to value on its clean rows, means over
+    seeds of the first model.
     """
     leak: dict[str, str] = {}
     for key, (rows, n, share) in _audited(reference).items():
@@ -120,7 +120,7 @@ def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
             classes[str(name)] = {"n": len(part)} | {str(k): int(v) for k, v in counts.items()}
     told = reference[(reference["dataset"] == "dfar") & (reference["stratum"] == "clean")]
     clean: dict[str, dict[str, str]] = {}
-    for row in told[told["seed"] == told["seed"].min()].to_dict("records"):
+    for row in results.pooled(told).to_dict("records"):
         values = clean.setdefault(str(row["variant"]).replace("-", "_"), {})
         if pd.notna(row["value"]):
             values.setdefault(row["metric"], metrics.shown(row["value"], row["unit"]))

@@ -7,7 +7,6 @@ records lack columns; the measures that need one are left out.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def _held_out(run: Run, folder: Path) -> Rows:
         return []
     positive, margin = (rows["gold"] == "unethical").to_numpy(bool), margins(rows)
     found = {
-        "auc": estimate(run, auc, rows, margin, positive),
+        "auc": estimate(run, metrics.auroc, rows, margin, positive),
         "brier": estimate(run, _brier, rows, scipy.special.expit(margin), positive),
     }
     return as_rows(run, run.variant, "held-out", "all", found)
@@ -127,12 +126,11 @@ def estimate(
     In older records, which do not know families, each item is its own.
     """
     groups = part["family"].to_numpy(str) if "family" in part else None
-    how = {"seed": run.seed, "draws": run.evaluation.bootstrap}
-    found = metrics.crossed(statistic, [arrays], groups, **how)
-    low, high = found.low, found.high
+    draws: dict[str, Any] = {"seed": run.seed, "draws": run.evaluation.bootstrap}
+    found = metrics.interval(statistic, *arrays, groups=groups, **draws)
     if all(a.dtype == bool for a in arrays):  # a share, of which all or none were seen
-        low, high = max(0.0, low), min(1.0, high)
-    return metrics.Estimate(found.value, low, high, len(part))
+        found = found._replace(low=max(0.0, found.low), high=min(1.0, found.high))
+    return found
 
 
 def of_verdicts(run: Run, part: pd.DataFrame) -> Estimates:
@@ -144,18 +142,6 @@ def of_verdicts(run: Run, part: pd.DataFrame) -> Estimates:
         "accuracy": estimate(run, np.mean, part, verdict == gold),
         "macro_f1": estimate(run, lambda v, g: metrics.f1(v, g, len(labels)), part, verdict, gold),
     }
-
-
-def auc(margin: NDArray[Any], positive: NDArray[Any]) -> float:
-    """Area under the ROC curve: how often a positive item has the greater margin (ties half).
-
-    NaN if all or none of the items (n,) are positive.
-    """
-    one, other = int(positive.sum()), int((~positive).sum())
-    if not one or not other:
-        return math.nan
-    ranks = scipy.stats.rankdata(margin)
-    return float((ranks[positive].sum() - one * (one + 1) / 2) / (one * other))
 
 
 def _brier(p: NDArray[Any], positive: NDArray[Any]) -> float:
@@ -171,7 +157,7 @@ def _readings(run: Run, part: pd.DataFrame) -> Estimates:
     positive, margin = (part["gold"] == "unethical").to_numpy(bool), margins(part)
     p, ece = scipy.special.expit(margin), calibration.expected_calibration_error
     found = {
-        "auc": estimate(run, auc, part, margin, positive),
+        "auc": estimate(run, metrics.auroc, part, margin, positive),
         "brier": estimate(run, _brier, part, p, positive),
         "ece": estimate(run, ece, part, p, positive.astype(int)),
         "says_unethical": _share(run, part, part["verdict"] == "unethical"),

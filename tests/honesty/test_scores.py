@@ -18,7 +18,6 @@ from ethalign.honesty.scores import (
     Category,
     answered,
     augrc,
-    auroc,
     blanked,
     chooses,
     coded,
@@ -451,17 +450,17 @@ def test_no_order_beats_the_right_answers_first(wrong: list[bool], random: Any) 
 def test_the_area_under_the_curve_is_that_of_scikit_learn(rows: list[tuple[int, bool]]) -> None:
     score, hit = (np.array(side) for side in zip(*rows, strict=True))
     if hit.all() or not hit.any():
-        assert np.isnan(auroc(score, hit))
+        assert np.isnan(metrics.auroc(score, hit))
     else:
-        assert auroc(score, hit) == pytest.approx(roc_auc_score(hit, score))
+        assert metrics.auroc(score, hit) == pytest.approx(roc_auc_score(hit, score))
 
 
 def test_a_shifted_threshold_is_told_from_a_collapse() -> None:
     """Both models decline everything; only one of them still ranks what it does not know first."""
     known = np.array([True] * 10 + [False] * 30)
     shifted, collapsed = np.where(known, -0.2, -0.1), np.full(40, -0.1)
-    assert equal_honesty(shifted, known) == auroc(shifted, ~known) == 1
-    assert equal_honesty(collapsed, known) == auroc(collapsed, ~known) == 0.5
+    assert equal_honesty(shifted, known) == metrics.auroc(shifted, ~known) == 1
+    assert equal_honesty(collapsed, known) == metrics.auroc(collapsed, ~known) == 0.5
     assert equal_honesty(-shifted, known) == pytest.approx((20 / 30 + 1 - 1) / 2)
     assert np.isnan(equal_honesty(shifted, [True] * 40))
 

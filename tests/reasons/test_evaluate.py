@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from ethalign import generation, models, records, scoring
+from ethalign import generation, metrics, models, records, scoring
 from ethalign.reasons import data, evaluate, prompts, scores
 
 from . import resolved
@@ -265,11 +265,11 @@ def test_what_stays_empty_is_no_reason_and_not_a_misaligned_one() -> None:
 )
 def test_auc_is_that_of_scikit_learn(pairs: list[tuple[int, bool]]) -> None:
     margin, positive = (np.array(x) for x in zip(*pairs, strict=True))
-    assert scores.auc(margin, positive) == pytest.approx(roc_auc_score(positive, margin))
+    assert metrics.auroc(margin, positive) == pytest.approx(roc_auc_score(positive, margin))
 
 
 def test_auc_of_one_class_is_undefined() -> None:
-    assert np.isnan(scores.auc(np.array([1.0, 2.0]), np.array([True, True])))
+    assert np.isnan(metrics.auroc(np.array([1.0, 2.0]), np.array([True, True])))
 
 
 def test_a_shifted_threshold_hides_what_a_model_knows() -> None:
