@@ -38,20 +38,31 @@ class Choice(Row):
 
 
 class Sweep(pydantic.BaseModel, extra="forbid"):
-    """A sweep: ``grid`` are dotted keys to the values to try, ``fixed`` hold at every point."""
+    """A sweep; ``fixed`` are dotted settings that hold at every point.
+
+    Either ``grid``, dotted keys to the values to try in every combination, or ``ablate``, names
+    to the settings in which a point departs from the first one.
+    """
 
     study: str
     scale: str = "tiny"
     variants: list[str] = pydantic.Field(min_length=1)
     seeds: list[int] = [0]
     stage: str = "evaluate"
-    grid: dict[str, list[Any]] = pydantic.Field(min_length=1)
+    grid: dict[str, list[Any]] = {}
+    ablate: dict[str, dict[str, Any]] = {}
     fixed: dict[str, Any] = {}
     choose: Choice
     show: list[Row] = []
 
+    @pydantic.model_validator(mode="after")
+    def _either(self) -> Sweep:
+        if bool(self.grid) == bool(self.ablate):
+            raise ValueError("a sweep has either a grid or points to ablate")
+        return self
 
-def load(path: Path) -> Sweep:
+
+def read(path: Path) -> Sweep:
     """A sweep from its file.
 
     Raises:
@@ -61,18 +72,18 @@ def load(path: Path) -> Sweep:
 
 
 def points(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Every point of the grid: the name of its folder to its settings.
+    """Every point: the name of its folder to its settings.
 
     Raises:
         UserError: two points whose values read the same as the name of a folder.
     """
     found: dict[str, dict[str, Any]] = {}
-    for values in itertools.product(*sweep.grid.values()):
-        point = dict(zip(sweep.grid, values, strict=True))
-        name = "_".join(f"{key.rpartition('.')[2]}-{value}" for key, value in point.items())
+    grid = (dict(zip(sweep.grid, v, strict=True)) for v in itertools.product(*sweep.grid.values()))
+    named = [("_".join(f"{k.rpartition('.')[2]}-{v}" for k, v in p.items()), p) for p in grid]
+    for name, point in sweep.ablate.items() or named:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
         if name in found:
-            raise UserError(f"two points of the grid would share the folder {name}.")
+            raise UserError(f"two points of the sweep would share the folder {name}.")
         found[name] = point
     return found
 
@@ -86,7 +97,7 @@ def run(path: Path, cores: int | None = None, profile: str | None = None) -> pd.
     Raises:
         UserError: no run has the row by which to choose; the table is there all the same.
     """
-    sweep, home = load(path), ROOT / "runs" / "sweeps" / path.stem
+    sweep, home = read(path), ROOT / "runs" / "sweeps" / path.stem
     pipeline.run(
         [sweep.study],
         variants=sweep.variants,
@@ -102,7 +113,7 @@ def run(path: Path, cores: int | None = None, profile: str | None = None) -> pd.
     found = table(sweep, home)
     found.to_csv(home / "table.csv", index=False)
     figure(sweep, found).savefig(home / "figure.svg")
-    if not found["chosen"].any():
+    if found["value"].isna().all():
         row = sweep.choose
         raise UserError(
             f"no run left the row {row.dataset}, {row.stratum}, {row.metric} of metrics.json to"
@@ -114,9 +125,11 @@ def run(path: Path, cores: int | None = None, profile: str | None = None) -> pd.
 def table(sweep: Sweep, home: Path) -> pd.DataFrame:
     """A row per variant and point: its settings, mean and spread over seeds, and what is chosen.
 
-    Columns: ``variant``, the keys of the grid, ``seeds``; ``held out`` and ``±`` (standard
-    deviation over seeds, null of one); a mean for each row of ``show``; ``chosen``, true for the
-    best mean of each variant (and of each value of ``per``), of equals for the first.
+    Columns: ``variant``, the keys of the grid or ``point``, ``seeds``; ``value`` of the row that
+    ``choose`` names and ``±`` (standard deviation over seeds, null of one); a mean for each row
+    of ``show``. Of a grid ``chosen``, true for the best mean of each variant (and of each value
+    of ``per``), of equals for the first; of an ablation, which chooses nothing, ``worth``: how
+    much better a point is than the first one of the same variant.
     """
     rows: list[dict[str, Any]] = []
     for name, point in points(sweep).items():
@@ -126,11 +139,15 @@ def table(sweep: Sweep, home: Path) -> pd.DataFrame:
             held = _values(mine, sweep.choose)
             shown = {f"{r.dataset} {r.stratum} {r.metric}": _values(mine, r) for r in sweep.show}
             means = {key: values.mean() for key, values in shown.items()}
-            told = {"seeds": len(held), "held out": held.mean(), "±": held.std()}
-            rows.append({"variant": variant, **point, **told, **means})
+            told = {"seeds": len(held), "value": held.mean(), "±": held.std()}
+            where = {"point": name} if sweep.ablate else point
+            rows.append({"variant": variant, **where, **told, **means})
     found = pd.DataFrame(rows)
     sign = 1 if sweep.choose.best == "highest" else -1
-    ranked = (sign * found["held out"]).sort_values(ascending=False, kind="stable").dropna()
+    if sweep.ablate:
+        first = found.groupby("variant")["value"].transform(lambda value: value.iloc[0])
+        return found.assign(worth=sign * (found["value"] - first))
+    ranked = (sign * found["value"]).sort_values(ascending=False, kind="stable").dropna()
     keys = found.loc[ranked.index, ["variant", *sweep.choose.per]]
     return found.assign(chosen=found.index.isin(keys.drop_duplicates().index))
 
@@ -142,18 +159,18 @@ def _values(rows: pd.DataFrame, row: Row) -> pd.Series[float]:
 
 
 def figure(sweep: Sweep, found: pd.DataFrame) -> Figure:
-    """What was held out, against the first setting of the grid; a line per variant and setting."""
+    """The value against the first setting; a line per variant and other setting."""
     import matplotlib.pyplot as plt
 
-    first, *others = sweep.grid
+    first, *others = sweep.grid or ["point"]
     whole, axes = plt.subplots(figsize=(7, 4))
     for key, part in found.groupby(["variant", *others]):
         label = ", ".join(map(str, key))
         axes.errorbar(
-            part[first].map(str), part["held out"], part["±"].fillna(0), marker="o", label=label
+            part[first].map(str), part["value"], part["±"].fillna(0), marker="o", label=label
         )
-        best = part[part["chosen"]]
-        axes.plot(best[first].map(str), best["held out"], "*", color="black", markersize=14)
+        best = part[part["chosen"]] if sweep.grid else part.iloc[:0]
+        axes.plot(best[first].map(str), best["value"], "*", color="black", markersize=14)
     choice = sweep.choose
     axes.set(xlabel=first, ylabel=f"{choice.dataset}: {choice.metric.replace('_', ' ')}")
     axes.legend()

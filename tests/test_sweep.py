@@ -74,7 +74,7 @@ def test_the_best_is_chosen_on_held_out_rows_for_every_variant_and_model(swept: 
         for model, lr in (("org/name", 1e-4), ("random-tiny", 5e-4))
     ]
     one = chosen[chosen["model.id"] == "random-tiny"].iloc[0]
-    assert one["held out"] == pytest.approx(0.71)
+    assert one["value"] == pytest.approx(0.71)
     assert one["±"] == pytest.approx(0.02 / 2**0.5)
     assert one["dfar clean accuracy"] == pytest.approx(0.29)
     assert one["seeds"] == 2
@@ -106,13 +106,14 @@ def test_a_sweep_without_the_row_to_choose_by_says_so(
 def test_a_mistake_in_the_file_names_the_entry(tmp_path: Path) -> None:
     path = tmp_path / "odd.yaml"
     for change, message in (
-        ({"grid": {}}, "grid"),
+        ({"grid": {}}, "a sweep has either"),
+        ({"ablate": {"one": {}}}, "a sweep has either"),
         ({"choose": {"dataset": "x", "metric": "y", "best": "largest"}}, "choose.best"),
         ({"epochs": 3}, "epochs"),
     ):
         path.write_text(yaml.safe_dump({**SPEC, **change}))
-        with pytest.raises(UserError, match=f"odd.yaml: {message}: "):
-            sweep.load(path)
+        with pytest.raises(UserError, match=f"odd.yaml.*{message}"):
+            sweep.read(path)
 
 
 def test_two_points_never_share_a_folder() -> None:
@@ -123,8 +124,26 @@ def test_two_points_never_share_a_folder() -> None:
 
 @pytest.mark.parametrize("path", sorted((config.ROOT / "configs" / "sweeps").glob("*.yaml")))
 def test_a_sweep_that_comes_ready_resolves(path: Path) -> None:
-    spec = sweep.load(path)
-    assert spec.choose.dataset == "held-out", "never chosen on test rows"
+    spec = sweep.read(path)
+    assert spec.ablate or spec.choose.dataset == "held-out", "never chosen on test rows"
     for point in sweep.points(spec).values():
         for variant in spec.variants:
             config.load(spec.study, variant, spec.scale, 0, {**spec.fixed, **point})
+
+
+def test_an_ablation_says_what_each_choice_was_worth_and_chooses_nothing(tmp_path: Path) -> None:
+    points = {"reference": {}, "warm": {"evaluation.temperature": 1}, "not-run": {"tuning.lr": 1}}
+    choice = {"dataset": "dfar", "stratum": "clean", "metric": "misaligned", "best": "lowest"}
+    spec = sweep.Sweep.model_validate({**SPEC, "grid": {}, "ablate": points, "choose": choice})
+    for name, value in (("reference", 0.2), ("warm", 0.5)):
+        for variant, seed in itertools.product(("L", "LR"), (0, 1)):
+            row = {"variant": variant, **choice, "value": value + 0.1 * seed * (variant == "LR")}
+            folder = tmp_path / name / "reasons" / "smoke" / "random-tiny" / variant / str(seed)
+            records.write(folder / "metrics.json", [row])
+    table = sweep.table(spec, tmp_path).set_index(["variant", "point"])
+    assert "chosen" not in table
+    assert table.loc[("LR", "warm"), "value"] == pytest.approx(0.55)
+    # Lower is better here, so warm is worth less than nothing.
+    assert table["worth"].xs("L")[["reference", "warm"]].round(6).tolist() == [0, -0.3]
+    assert table.xs("not-run", level="point")["worth"].isna().all()
+    assert sweep.figure(spec, table.reset_index()).axes[0].get_xlabel() == "point"
