@@ -36,7 +36,7 @@ from ethalign.honesty import prompts as asking
 from ethalign.reasons import data, prompts
 
 HERE = Path(__file__).resolve().parent
-ROWS, REPEATS = 96, 3
+ROWS, REPEATS, BATCH = 96, 3, 32
 
 
 def study() -> config.Run:
@@ -71,8 +71,11 @@ def tune_ours() -> dict[str, Any]:
     return {"rate": fitted.tokens / seconds, "losses": [row["loss"] for row in log]}
 
 
-def tune_trl(dtype: str) -> dict[str, Any]:
-    """The same epoch with TRL's SFTTrainer: its own length grouping on, checkpointing off."""
+def tune_trl(attention: str, *, bf16: bool) -> dict[str, Any]:
+    """The same epoch with TRL's SFTTrainer: its own length grouping on, checkpointing off.
+
+    Attention and precision are tried in the ways that it documents; the fastest one counts.
+    """
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -82,8 +85,9 @@ def tune_trl(dtype: str) -> dict[str, Any]:
     run = study()
     t = run.tuning
     folder, _ = models.locate(run.model, 0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
-    tokenizer = models.load(run.model).tokenizer
+    tokenizer = models.load(run.model).tokenizer  # also sets the allocator, as for ours
+    how = {"dtype": torch.float32, "attn_implementation": attention}
+    model = AutoModelForCausalLM.from_pretrained(folder, **how)
     pairs = training_rows(run)
     rows = Dataset.from_list(
         [{"prompt": p, "completion": c + tokenizer.eos_token} for p, c in pairs]
@@ -113,7 +117,7 @@ def tune_trl(dtype: str) -> dict[str, Any]:
                 completion_only_loss=True,
                 gradient_checkpointing=False,
                 max_length=t.max_length,
-                bf16=True,
+                bf16=bf16,
                 use_cpu=True,
                 logging_steps=1,
                 save_strategy="no",
@@ -143,28 +147,25 @@ def score_ours() -> dict[str, Any]:
     """`scoring.choice_logprobs`, prompts in batches, prefix shared."""
     loaded, asked, choices = score_items()
     clock = time.perf_counter()
-    found = scoring.choice_logprobs(loaded.model, loaded.tokenizer, asked, choices)
+    how = {"batch_size": BATCH}
+    found = scoring.choice_logprobs(loaded.model, loaded.tokenizer, asked, choices, **how)
     return {"rate": len(asked) / (time.perf_counter() - clock), "values": found.tolist()}
 
 
-def score_plain() -> dict[str, Any]:
-    """One forward pass for each (prompt, choice), as an evaluation loop is usually written."""
-    import torch
+def score_harness() -> dict[str, Any]:
+    """The same requests by lm-evaluation-harness, as its multiple-choice tasks put them."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
 
     loaded, asked, choices = score_items()
-    found = []
+    model = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=BATCH)
+    pairs = [(prompt, choice) for prompt in asked for choice in choices]
+    requests = [Instance("loglikelihood", {}, pair, k) for k, pair in enumerate(pairs)]
     clock = time.perf_counter()
-    with torch.inference_mode():
-        for prompt in asked:
-            row = []
-            for choice in choices:
-                before = loaded.tokenizer(prompt)["input_ids"]
-                answer = loaded.tokenizer(choice, add_special_tokens=False)["input_ids"]
-                logits = loaded.model(torch.tensor([before + answer])).logits[0].log_softmax(-1)
-                places = range(len(before) - 1, len(before) + len(answer) - 1)
-                row.append(sum(float(logits[i, t]) for i, t in zip(places, answer, strict=True)))
-            found.append(row)
-    return {"rate": len(asked) / (time.perf_counter() - clock), "values": found}
+    sums = [value for value, _ in model.loglikelihood(requests, disable_tqdm=True)]
+    seconds = time.perf_counter() - clock
+    rows = [sums[k : k + len(choices)] for k in range(0, len(sums), len(choices))]
+    return {"rate": len(asked) / seconds, "values": rows}
 
 
 def asked() -> tuple[config.Run, list[str]]:
@@ -194,40 +195,81 @@ def sample_ours() -> dict[str, Any]:
     return {"rate": int(found.tokens.sum()) / seconds, "tokens": float(found.tokens.mean())}
 
 
-def sample_generate(dtype: str) -> dict[str, Any]:
-    """`generate` of transformers, greedy, one question at a time, stopped at the line's end."""
+def sample_batched() -> dict[str, Any]:
+    """`generate` of transformers on the same sixty sequences at a time, ended at a line's end."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     run, texts = asked()
-    folder, _ = models.locate(run.model, 0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    tokenizer = models.load(run.model).tokenizer
-    tokens = 0
+    loaded = models.load(run.model)
+    loaded.tokenizer.padding_side = "left"
+    counts: list[int] = []
+    torch.manual_seed(0)
     clock = time.perf_counter()
-    for text in texts[:24]:
-        batch = tokenizer(text, return_tensors="pt")
-        out = model.generate(
-            **batch,
-            max_new_tokens=run.evaluation.max_new_tokens,
-            do_sample=False,
-            stop_strings="\n",
-            tokenizer=tokenizer,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        tokens += out.shape[1] - batch["input_ids"].shape[1]
-    return {"rate": tokens / (time.perf_counter() - clock), "tokens": tokens / 24}
+    with torch.inference_mode():
+        for k in range(0, 48, 6):
+            batch = loaded.tokenizer(texts[k : min(k + 6, 48)], return_tensors="pt", padding=True)
+            out = loaded.model.generate(
+                **batch,
+                max_new_tokens=run.evaluation.max_new_tokens,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                num_return_sequences=run.honesty.samples,
+                stop_strings="\n",
+                tokenizer=loaded.tokenizer,
+                pad_token_id=loaded.tokenizer.pad_token_id,
+            )
+            counts += _written(loaded.tokenizer, out[:, batch["input_ids"].shape[1] :].tolist())
+    return {"rate": sum(counts) / (time.perf_counter() - clock), "tokens": statistics.mean(counts)}
+
+
+def sample_paged() -> dict[str, Any]:
+    """`generate_batch` of transformers, with its paged cache and continuous batches."""
+    from transformers import GenerationConfig
+
+    run, texts = asked()
+    loaded = models.load(run.model)
+    ids = [loaded.tokenizer(text)["input_ids"] for text in texts[:48]]
+    how = GenerationConfig(
+        max_new_tokens=run.evaluation.max_new_tokens,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        # It knows no text to stop at: the line's end is one of the tokens that end a sequence.
+        eos_token_id=[loaded.tokenizer.eos_token_id, *_line_ends(loaded.tokenizer)],
+        pad_token_id=loaded.tokenizer.pad_token_id,
+        num_return_sequences=run.honesty.samples,
+    )
+    clock = time.perf_counter()
+    out = loaded.model.generate_batch(ids, generation_config=how, progress_bar=False)
+    seconds = time.perf_counter() - clock
+    counts = [len(one.generated_tokens) for one in out.values()]
+    return {"rate": sum(counts) / seconds, "tokens": statistics.mean(counts)}
+
+
+def _line_ends(tokenizer: Any) -> list[int]:
+    """Tokens whose text holds the end of a line."""
+    return [k for k in range(len(tokenizer)) if "\n" in tokenizer.decode([k])]
+
+
+def _written(tokenizer: Any, rows: list[list[int]]) -> list[int]:
+    """How many tokens of each row were written before its padding, the first of it included."""
+    ends = (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return [
+        next((k + 1 for k, token in enumerate(row) if token in ends), len(row)) for row in rows
+    ]
 
 
 SIDES: dict[str, Callable[[], dict[str, Any]]] = {
     "tune-ours": tune_ours,
-    "tune-trl-bf16": lambda: tune_trl("bfloat16"),
-    "tune-trl-fp32": lambda: tune_trl("float32"),
+    "tune-trl-eager": lambda: tune_trl("eager", bf16=False),
+    "tune-trl-sdpa": lambda: tune_trl("sdpa", bf16=False),
+    "tune-trl-eager-bf16": lambda: tune_trl("eager", bf16=True),
     "score-ours": score_ours,
-    "score-plain": score_plain,
+    "score-harness": score_harness,
     "sample-ours": sample_ours,
-    "sample-generate-bf16": lambda: sample_generate("bfloat16"),
-    "sample-generate-fp32": lambda: sample_generate("float32"),
+    "sample-batched": sample_batched,
+    "sample-paged": sample_paged,
 }
 
 
@@ -270,49 +312,52 @@ def row(*values: Any) -> dict[str, Any]:
 
 
 def tuning_benchmark() -> Any:
-    """Training tokens per second against the faster of two ways to call TRL."""
-    found = alternate("tune-ours", "tune-trl-bf16", "tune-trl-fp32")
+    """Training tokens per second against the fastest of the ways to call TRL."""
+    peers = tuple(side for side in SIDES if side.startswith("tune-trl"))
+    found = alternate("tune-ours", *peers)
     rates = {side: [one["rate"] for one in runs] for side, runs in found.items()}
-    best = max(("tune-trl-bf16", "tune-trl-fp32"), key=lambda s: statistics.median(rates[s]))
+    best = max(peers, key=lambda side: statistics.median(rates[side]))
     first, last = (
         [statistics.mean(found[side][0]["losses"][part]) for side in ("tune-ours", best)]
         for part in (slice(0, 4), slice(-4, None))
     )
     how = (
         f"LoRA r=16 on all linear layers, {ROWS} rows of the samples with reasons, batch 8, one"
-        f" epoch, bf16 autocast; TRL {version('trl')} with group_by_length, completion-only loss,"
-        f" {best.rpartition('-')[2]} weights (the faster); mean loss of the first four updates"
+        f" epoch, {models.choose_dtype('auto', 'cpu')[0]}; TRL {version('trl')} with"
+        f" group_by_length, completion-only loss, the same allocator settings, the fastest of"
+        f" {', '.join(peers)}: {best}; mean loss of the first four updates"
         f" {first[0]:.3f} and {first[1]:.3f}, of the last four {last[0]:.3f} and {last[1]:.3f}"
     )
     return compared("tuning-vs-trl", "tokens/s", rates["tune-ours"], rates[best], how)
 
 
 def scoring_benchmark() -> Any:
-    """Scored items per second against one pass for each (prompt, choice)."""
+    """Scored items per second against lm-evaluation-harness."""
     import numpy as np
 
-    found = alternate("score-ours", "score-plain")
-    ours, peer = found["score-ours"], found["score-plain"]
+    found = alternate("score-ours", "score-harness")
+    ours, peer = found["score-ours"], found["score-harness"]
     gap = float(np.abs(np.array(ours[0]["values"]) - np.array(peer[0]["values"])).max())
-    how = f"float32, sample test items, choices of 1, 1 and 5 tokens; largest gap {gap:.1e} nats"
-    rates = [[one["rate"] for one in side] for side in (ours, peer)]
-    return compared("scoring-vs-plain-loop", "items/s", *rates, how)
-
-
-def sampling_benchmark() -> Any:
-    """Sampled tokens per second against one-by-one greedy `generate`; the limit is 6 times."""
-    names = ("sample-generate-bf16", "sample-generate-fp32")
-    found = alternate("sample-ours", *names)
-    rates = {side: [one["rate"] for one in runs] for side, runs in found.items()}
-    best = max(names, key=lambda side: statistics.median(rates[side]))
-    mean = {side: found[side][0]["tokens"] for side in ("sample-ours", best)}
     how = (
-        f"48 sample questions with 10 samples each at temperature 1 in batches of 60 sequences"
-        f" ({mean['sample-ours']:.1f} tokens each) against greedy `generate` of"
-        f" transformers {version('transformers')} one by one ({mean[best]:.1f} tokens each),"
-        f" {best.rpartition('-')[2]} weights (the faster), both stopped at the end of a line"
+        f"lm-eval {version('lm_eval')}, float32, eager attention, sample test items, choices of 1,"
+        f" 1 and 5 tokens, batches of {BATCH}; largest gap {gap:.1e} nats"
     )
-    return compared("sampling-vs-generate", "tokens/s", rates["sample-ours"], rates[best], how)
+    rates = [[one["rate"] for one in side] for side in (ours, peer)]
+    return compared("scoring-vs-lm-eval", "items/s", *rates, how)
+
+
+def sampling_benchmark(name: str, peer: str, about: str) -> Any:
+    """Sampled tokens per second against a way of transformers to do the same."""
+    found = alternate("sample-ours", peer)
+    ours, other = ([one["rate"] for one in found[side]] for side in ("sample-ours", peer))
+    mean = {side: found[side][0]["tokens"] for side in found}
+    how = (
+        f"48 sample questions with 10 samples each at temperature 1, up to 60 sequences at a time"
+        f" ({mean['sample-ours']:.1f} tokens each) against {about} of transformers"
+        f" {version('transformers')} ({mean[peer]:.1f} tokens each), same weights and dtype, both"
+        " stopped at the end of a line"
+    )
+    return compared(name, "tokens/s", ours, other, how)
 
 
 def version(name: str) -> str:
@@ -398,9 +443,14 @@ def nothing_benchmark() -> Any:
 ALL: dict[str, Callable[[], Any]] = {
     "import": import_benchmark,
     "help": help_benchmark,
-    "scoring-vs-plain-loop": scoring_benchmark,
+    "scoring-vs-lm-eval": scoring_benchmark,
     "tuning-vs-trl": tuning_benchmark,
-    "sampling-vs-generate": sampling_benchmark,
+    "sampling-vs-generate": lambda: sampling_benchmark(
+        "sampling-vs-generate", "sample-batched", "`generate` in batches"
+    ),
+    "sampling-vs-generate-batch": lambda: sampling_benchmark(
+        "sampling-vs-generate-batch", "sample-paged", "`generate_batch` (paged cache)"
+    ),
     "memory": memory_benchmark,
     "rerun-nothing": nothing_benchmark,
 }
