@@ -186,14 +186,20 @@ def compare(
 
 
 @app.command()
-def verify() -> None:
+def verify(
+    models: Annotated[bool, typer.Option(help="read the weights in the cache again")] = False,
+) -> None:
     """Do the committed results still match code, data and parameters?
 
-    Example: ethalign verify
+    Example: ethalign verify --models
     """
+    from ethalign import models as cached
     from ethalign import results
 
     bad = 0
+    for folder, problem in cached.verify() if models else ():
+        bad += bool(problem)
+        typer.echo(f"{folder}: {problem or 'matches'}")
     for where, problems, remarks in results.verify():
         bad += len(problems)
         typer.echo(f"{where}: {'; '.join(problems) or 'matches'}")

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import importlib
 import json
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,12 @@ class UserError(Exception):
     def _render_traceback_(self) -> list[str]:
         """What Jupyter shows in place of a traceback."""
         return [f"ethalign: {self}"]
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Say once what is odd but no mistake."""
+    print(f"ethalign: warning: {text}", file=sys.stderr, flush=True)
 
 
 class Undeclared(RuntimeError):

@@ -62,19 +62,26 @@ def disk_error(error: OSError, path: Path) -> UserError:
     return UserError(f"{path} could not be written ({error.strerror}): {way}.")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a JSONL file; a half-written last line is left out."""
+def read_rows(path: Path, keys: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The complete rows of a JSONL file; a half-written last line is left out.
+
+    Raises:
+        UserError: a line that is no JSON object, or has not all of the ``keys``.
+    """
     if not path.is_file():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+            found = rows[-1].keys() >= {*keys}
+        except (ValueError, AttributeError, RecursionError):
+            found = False
+        if not found:
             raise UserError(
-                f"{path}, line {number} is not JSON; delete the file to compute it anew."
-            ) from None
+                f"{path}, line {number} is no row; delete the file to compute it anew."
+            )
     return rows
 
 
@@ -128,7 +135,7 @@ def fill(
     def name(row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row[key] for key in keys)
 
-    done = {name(row) for row in read_rows(path)}
+    done = {name(row) for row in read_rows(path, keys)}
     chunks = [list(items[start : start + size]) for start in range(0, len(items), size)]
     chunks = [chunk for chunk in chunks if not all(name(item) in done for item in chunk)]
     for chunk in progress(chunks, len(chunks), what, "batch"):

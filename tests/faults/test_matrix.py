@@ -1,0 +1,383 @@
+"""Every fault of ``matrix.yaml`` is provoked, and its outcome compared with the table."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from ethalign import code, config, encoders, models, records, sources, study, tuning
+from ethalign.config import UserError
+
+MATRIX = yaml.safe_load((Path(__file__).parent / "matrix.yaml").read_text())
+TINY = config.Model(id="random-tiny", device="cpu", dtype="float32")
+RUN = config.load("reasons", "L", "smoke")
+ROWS = [tuning.Example(f"Row {i}.\nAnswer:", [" ethical", " unethical"][i % 2]) for i in range(8)]
+SETTINGS = config.Tuning(epochs=2, batch_size=4, lr=3e-3, lora_r=2, checkpoint_every=1)
+ADAPTER, WEIGHTS = "adapter_model.safetensors", "model.safetensors"
+
+
+class Scene(NamedTuple):
+    """Where a fault happens: an empty folder, and one in which nothing has gone wrong."""
+
+    home: Path
+    calm: Path
+    patch: pytest.MonkeyPatch
+
+
+Seen = tuple[str, bool | None]
+
+
+def fit(folder: Path) -> models.Loaded:
+    folder.mkdir(exist_ok=True)
+    loaded = models.load(TINY)
+    tuning.fit(loaded, ROWS, SETTINGS, folder, seed=0)
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with an adapter, and a copy of the model."""
+    home = tmp_path_factory.mktemp("calm")
+    fit(home)
+    shutil.copytree(models.packaged("random-tiny"), home / "model")
+    return home
+
+
+@pytest.mark.parametrize("name", MATRIX)
+def test_a_fault_has_the_outcome_that_the_table_says(
+    name: str, tmp_path: Path, calm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provoke: Callable[[Scene], Seen] = globals()[name]
+    seen = provoke(Scene(tmp_path, calm, monkeypatch))
+    assert seen == (MATRIX[name]["outcome"], MATRIX[name]["equal"])
+
+
+def refused(call: Callable[[], Any], *said: str) -> Seen:
+    """The call ends in one sentence that holds all of these words."""
+    with pytest.raises(UserError) as caught:
+        call()
+    text = str(caught.value)
+    assert all(word in text for word in said), text
+    assert "\n" not in text
+    return "refused", None
+
+
+def adapter(scene: Scene, change: Callable[[dict[str, torch.Tensor]], Any], *said: str) -> Seen:
+    """An adapter whose tensors were changed is read for evaluation."""
+    folder = Path(shutil.copytree(scene.calm / "adapter", scene.home / "adapter"))
+    tensors = load_file(folder / ADAPTER)
+    change(tensors)
+    save_file(tensors, folder / ADAPTER)
+    return refused(lambda: tuning.with_adapter(TINY, folder), str(folder), *said)
+
+
+def adapter_nan(scene: Scene) -> Seen:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        next(iter(tensors.values()))[0, 0] = float("nan")
+
+    return adapter(scene, change, "is not finite")
+
+
+def adapter_smaller(scene: Scene) -> Seen:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if ".layers.1." in name]:
+            del tensors[name]
+
+    return adapter(scene, change, "the adapter of another model than random-tiny")
+
+
+def adapter_wider(scene: Scene) -> Seen:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name, value in tensors.items():
+            tensors[name] = torch.cat([value, value], dim=int("lora_B" in name)).contiguous()
+
+    return adapter(scene, change, "is damaged")
+
+
+def adapter_pickled(scene: Scene) -> Seen:
+    folder = Path(shutil.copytree(scene.calm / "adapter", scene.home / "adapter"))
+    (folder / ADAPTER).rename(folder / "adapter_model.bin")
+    scene.patch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was opened"))
+    return refused(lambda: tuning.with_adapter(TINY, folder), "pickled weights are not loaded")
+
+
+def adapter_emptied(scene: Scene) -> Seen:
+    folder = Path(shutil.copytree(scene.calm / "adapter", scene.home / "adapter"))
+    (folder / "adapter_config.json").write_text("")
+    return refused(lambda: tuning.with_adapter(TINY, folder), str(folder), "is damaged")
+
+
+def model(scene: Scene, change: Callable[[dict[str, torch.Tensor]], Any], *said: str) -> Seen:
+    """A folder with a model whose tensors were changed is loaded."""
+    folder = Path(shutil.copytree(scene.calm / "model", scene.home / "model"))
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    settings = TINY.model_copy(update={"id": str(folder)})
+    return refused(lambda: models.load(settings), str(folder), *said)
+
+
+def model_lacks_a_tensor(scene: Scene) -> Seen:
+    name = "model.layers.1.mlp.up_proj.weight"
+    return model(scene, lambda tensors: tensors.pop(name), "1 missing tensors", name)
+
+
+def model_has_a_tensor_too_many(scene: Scene) -> Seen:
+    name = "model.layers.2.mlp.up_proj.weight"
+    more = {name: torch.zeros(64, 32)}
+    return model(scene, lambda tensors: tensors.update(more), "1 unexpected tensors", name)
+
+
+def model_nan(scene: Scene) -> Seen:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][3] = float("nan")
+
+    return model(scene, change, "model.norm.weight", "is not finite")
+
+
+def model_cut(scene: Scene) -> Seen:
+    folder = Path(shutil.copytree(scene.calm / "model", scene.home / "model"))
+    os.truncate(folder / WEIGHTS, 5000)
+    settings = TINY.model_copy(update={"id": str(folder)})
+    return refused(lambda: models.load(settings), str(folder), "cannot be loaded")
+
+
+def _cached(scene: Scene) -> Path:
+    """A model in a cache of its own, whose checksum has been noted."""
+    scene.patch.setenv("ETHALIGN_CACHE", str(scene.home))
+    folder = Path(shutil.copytree(scene.calm / "model", scene.home / "models" / "mine"))
+    models.weights_sha256(folder)
+    return folder
+
+
+def model_rots(scene: Scene) -> Seen:
+    folder = _cached(scene)
+    path = folder / WEIGHTS
+    assert list(models.verify()) == [(folder, "")]
+    time, content = path.stat().st_mtime_ns, bytearray(path.read_bytes())
+    content[-9] ^= 64
+    path.write_bytes(content)
+    os.utime(path, ns=(time, time))
+    sources._sha256.cache_clear()  # as in a new process
+    ((where, problem),) = models.verify()
+    assert where == folder
+    assert "not what they were" in problem
+    return "found by verify", None
+
+
+def hash_note_emptied(scene: Scene) -> Seen:
+    folder = _cached(scene)
+    first = models.weights_sha256(folder)
+    (note,) = (scene.home / "hashes").iterdir()
+    for text in ("", "0" * 64, note.read_text()[1:]):
+        note.write_text(text)
+        if models.weights_sha256(folder) != first:
+            return "taken", False
+    return "made anew", True
+
+
+def encoder_lacks_its_head(scene: Scene) -> Seen:
+    folder = scene.home / "judge"
+    encoders.save(encoders.load(scene.calm / "model", num_labels=2), folder)
+    assert encoders.load(folder).model.config.num_labels == 2
+    tensors = load_file(folder / WEIGHTS)
+    del tensors["score.weight"]
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    return refused(lambda: encoders.load(folder), "1 missing tensors, such as score.weight")
+
+
+def tokenizer_without_an_end(scene: Scene) -> Seen:
+    folder = Path(shutil.copytree(scene.calm / "model", scene.home / "model"))
+    path = folder / "tokenizer_config.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in kept.items() if k != "eos_token"}))
+    settings = TINY.model_copy(update={"id": str(folder)})
+    return refused(lambda: models.load(settings), "end-of-sequence", "model.tokenizer")
+
+
+def checkpoint(scene: Scene, damage: Callable[[Path], Any], said: bool = True) -> Seen:
+    """Training is cut off behind its second update, the checkpoint damaged, the run repeated.
+
+    ``said``: the record notes that the checkpoint was damaged.
+    """
+    keep, saved = tuning._Training.save, []
+
+    def save(work: tuning._Training, step: int) -> None:
+        keep(work, step)
+        saved.append(step)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    folder = scene.home / "run"
+    scene.patch.setattr(tuning._Training, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        fit(folder)
+    damage(folder / "checkpoint")
+    loaded = fit(folder)
+    same = [(f / "adapter" / ADAPTER).read_bytes() for f in (folder, scene.calm)]
+    losses = [
+        [(row["step"], row["loss"]) for row in records.read_rows(f / "train_log.jsonl")]
+        for f in (folder, scene.calm)
+    ]
+    began = saved[2:] == [1, 2, 3, 4]
+    if (folder / "checkpoint").exists() or not began:
+        return "trained on", same[0] == same[1]
+    assert any("checkpoint was damaged" in note for note in loaded.notes) == said
+    return "made anew", same[0] == same[1] and losses[0] == losses[1]
+
+
+def checkpoint_tensor(scene: Scene) -> Seen:
+    def damage(folder: Path) -> None:
+        path = folder / "state.safetensors"
+        tensors = load_file(path)
+        next(value for name, value in tensors.items() if "lora_A" in name)[0, 0] += 1
+        save_file(tensors, path)
+
+    return checkpoint(scene, damage)
+
+
+def checkpoint_step(scene: Scene) -> Seen:
+    def damage(folder: Path) -> None:
+        path = folder / "state.json"
+        path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
+
+    return checkpoint(scene, damage)
+
+
+def checkpoint_emptied(scene: Scene) -> Seen:
+    def damage(folder: Path) -> None:
+        (folder / "state.json").write_text("")
+
+    return checkpoint(scene, damage)
+
+
+def log_without_a_checkpoint(scene: Scene) -> Seen:
+    return checkpoint(scene, lambda folder: shutil.rmtree(folder), said=False)
+
+
+def _items(count: int) -> list[dict[str, Any]]:
+    return [{"id": k} for k in range(count)]
+
+
+def _work(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**item, "twice": 2 * item["id"]} for item in items]
+
+
+def _fill(path: Path) -> None:
+    records.fill(path, _items(6), _work, keys=["id"], size=2, what="counting")
+
+
+def compute(run: Any, where: Path, before: dict[str, Path]) -> dict[str, Any]:
+    """A stage that fills predictions and leaves an adapter."""
+    _fill(where / "predictions.jsonl")
+    (where / "adapter").mkdir(exist_ok=True)
+    (where / "adapter" / ADAPTER).write_bytes(bytes(range(64)))
+    return {}
+
+
+def measure(run: Any, where: Path, before: dict[str, Path]) -> study.Rows:
+    """How many rows there are."""
+    rows = records.read_rows(where / "predictions.jsonl")
+    return [
+        records.row(run, "d", "all", "rows", (len(rows), math.nan, math.nan, len(rows)), "count")
+    ]
+
+
+def job(scene: Scene) -> study.Job:
+    """A stage that has run."""
+    outputs = ("predictions.jsonl", "adapter", study.METRICS)
+    stage = study.Stage("evaluate", ("tuning.lr",), compute, outputs=outputs)
+    owner = study.Study("reasons", "Faults", type(RUN), (stage,), measure=measure)
+    made = study.Job(owner, stage, RUN, scene.home, (0,), {})
+    made.compute()
+    assert made.compute() == "keep"
+    return made
+
+
+def again(made: study.Job, name: str, damage: Callable[[Path], Any]) -> Seen:
+    """A file of a finished stage is damaged, and the stage asked for again."""
+    path = made.where / name
+    calm = path.read_bytes()
+    damage(path)
+    sources._sha256.cache_clear()
+    said = {"anew": "made anew", "measure": "measured again", "keep": "kept"}
+    return said[made.compute()], path.read_bytes() == calm
+
+
+def adapter_bit(scene: Scene) -> Seen:
+    def damage(path: Path) -> None:
+        content, time = bytearray(path.read_bytes()), path.stat().st_mtime_ns
+        content[5] ^= 1
+        path.write_bytes(content)
+        os.utime(path, ns=(time, time))
+
+    return again(job(scene), f"adapter/{ADAPTER}", damage)
+
+
+def predictions_altered(scene: Scene) -> Seen:
+    return again(
+        job(scene),
+        "predictions.jsonl",
+        lambda path: path.write_text(path.read_text().replace('"twice": 4', '"twice": 5')),
+    )
+
+
+def metrics_emptied(scene: Scene) -> Seen:
+    return again(job(scene), study.METRICS, lambda path: path.write_text(""))
+
+
+def record_cut(scene: Scene) -> Seen:
+    made = job(scene)
+    os.truncate(made.where / "run.json", 40)
+    return refused(made.compute, "run.json is damaged; delete its folder")
+
+
+def code_edited(scene: Scene) -> Seen:
+    made = job(scene)
+    scene.patch.setattr(code, "reach", lambda function: {"ethalign.x": "edited"})
+    return "made anew" if made.compute() == "anew" else "kept", None
+
+
+def predictions_half(scene: Scene) -> Seen:
+    path, calm = scene.home / "a.jsonl", scene.home / "b.jsonl"
+    _fill(calm)
+    whole = calm.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    _fill(path)
+    return "resumed", path.read_bytes() == whole
+
+
+def predictions_null(scene: Scene) -> Seen:
+    path = scene.home / "predictions.jsonl"
+    path.write_text('{"id": 0, "twice": 0}\nnull\n')
+    return refused(lambda: _fill(path), f"{path}, line 2", "delete the file")
+
+
+def predictions_keyless(scene: Scene) -> Seen:
+    path = scene.home / "predictions.jsonl"
+    path.write_text('{"id": 0, "twice": 0}\n{}\n')
+    return refused(lambda: _fill(path), f"{path}, line 2", "delete the file")
+
+
+def disk_full(scene: Scene) -> Seen:
+    path = scene.home / "predictions.jsonl"
+    path.write_text('{"id": 0, "twice": 0}\n')
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    scene.patch.setattr(os, "fsync", full)
+    seen = refused(lambda: _fill(path), str(path), "free some space and run again")
+    assert records.read_rows(path) == [{"id": 0, "twice": 0}], "nothing half-written"
+    return seen
