@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 
 from ethalign.config import ROOT, Run, UserError, digest
 
@@ -60,6 +61,26 @@ def disk_error(error: OSError, path: Path) -> UserError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     way = "free some space and run again; it resumes" if full else "check the folder's permissions"
     return UserError(f"{path} could not be written ({error.strerror}): {way}.")
+
+
+@contextlib.contextmanager
+def exclusive(lock: Path, folder: Path, wait: float = 0) -> Iterator[None]:
+    """Work in a folder alone; the lock dies with its process.
+
+    Raises:
+        UserError: another process holds it, still after so many seconds.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock).acquire(timeout=wait)
+    except Timeout:
+        raise UserError(
+            f"another run is at work in {folder}; wait for it, or give --runs another folder."
+        ) from None
+    except OSError as error:
+        raise disk_error(error, folder) from None
+    with held:
+        yield
 
 
 def read_rows(path: Path, keys: Iterable[str] = ()) -> list[dict[str, Any]]:

@@ -7,16 +7,19 @@ import json
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from ethalign import code, config, encoders, models, records, sources, study, tuning
+from ethalign import code, config, encoders, models, pipeline, records, sources, study, tuning
 from ethalign.config import UserError
 
 MATRIX = yaml.safe_load((Path(__file__).parent / "matrix.yaml").read_text())
@@ -381,3 +384,73 @@ def disk_full(scene: Scene) -> Seen:
     seen = refused(lambda: _fill(path), str(path), "free some space and run again")
     assert records.read_rows(path) == [{"id": 0, "twice": 0}], "nothing half-written"
     return seen
+
+
+def page_altered(scene: Scene) -> Seen:
+    page = _page(scene)
+    assert pipeline.intact(page)
+    whole = page.read_text()
+    for text in ("", whole[:-40], "[]", whole.replace("0.5", "0.6")):
+        page.write_text(text)
+        if pipeline.intact(page):
+            return "kept", None
+    return "made anew", None
+
+
+def page_names_a_place(scene: Scene) -> Seen:
+    page = _page(scene)
+    assert json.loads(page.read_text())["metadata"]["papermill"] == {"duration": 1.0}
+    return ("named" if str(scene.home) in page.read_text() else "left out"), None
+
+
+def _page(scene: Scene) -> Path:
+    """A notebook as papermill leaves it, sealed."""
+    page = scene.home / "page.ipynb"
+    places = {"input_path": str(page), "output_path": str(page), "duration": 1.0}
+    cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "0.5"}
+    page.write_text(json.dumps({"cells": [cell], "metadata": {"papermill": places}}))
+    pipeline.seal(page)
+    return page
+
+
+JOB = """
+import subprocess, time
+from ethalign import pipeline
+pipeline.end_with_parent()
+print(subprocess.Popen(["sleep", "60"]).pid, flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import os, subprocess, sys
+environment = {**os.environ, "ETHALIGN_PARENT": str(os.getpid())}
+# A shell in between, as Snakemake has one.
+call = f"{sys.executable} -c '" + sys.argv[1] + "'; true"
+child = subprocess.Popen(call, shell=True, env=environment)
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def command_killed(scene: Scene) -> Seen:
+    call = [sys.executable, "-c", PARENT, JOB.replace("'", '"')]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, cwd=config.ROOT) as parent:
+        assert parent.stdout is not None
+        numbers = [int(parent.stdout.readline()) for _ in range(2)]
+        tree = psutil.Process(parent.pid).children(recursive=True)
+        assert {process.pid for process in tree} >= {*numbers}
+        parent.kill()
+    _, alive = psutil.wait_procs(tree, timeout=10)
+    return "nothing left at work" if not alive else f"{alive} left at work", None
+
+
+def two_at_once(scene: Scene) -> Seen:
+    made, alone = job(scene), records.exclusive
+    (made.where / "predictions.jsonl").unlink()
+    scene.patch.setattr(records, "exclusive", lambda lock, folder, wait: alone(lock, folder))
+
+    def twice(run: Any, where: Path, before: dict[str, Path]) -> dict[str, Any]:
+        made.compute()
+        return {}
+
+    stage = made.stage._replace(compute=twice)
+    return refused(made._replace(stage=stage).compute, "another run is at work", str(made.where))
