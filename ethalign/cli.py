@@ -291,7 +291,7 @@ def main() -> None:
     try:
         app()
     except (UserError, RuntimeError) as error:
-        print(f"ethalign: {error}", file=sys.stderr)
+        print(f"ethalign: {config.mask(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except SystemExit as end:  # typer turns Ctrl-C into exit code 130
         if end.code == 130:

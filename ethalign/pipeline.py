@@ -62,6 +62,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None
         if error.ename == "UserError":
             kept.unlink(missing_ok=True)
             raise UserError(str(error.evalue)) from None
+        records.write(kept, config.mask(kept.read_text(encoding="utf-8")))
         raise RuntimeError(
             f"{notebook.name} failed with {error.ename}: {error.evalue}; the notebook with the"
             f" traceback is kept at {kept}"
@@ -421,6 +422,7 @@ def notebook(
     except (UserError, RuntimeError) as error:
         mistake = isinstance(error, UserError)
         again = "" if mistake else f"; repeat this job alone with `{here.command}`"
-        records.write(_complaint(here.page), {"mistake": mistake, "says": f"{error}{again}"})
-        print(f"ethalign: {error}{again}", file=sys.stderr, flush=True)
+        said = config.mask(f"{error}{again}")
+        records.write(_complaint(here.page), {"mistake": mistake, "says": said})
+        print(f"ethalign: {said}", file=sys.stderr, flush=True)
         return 2 if mistake else 1

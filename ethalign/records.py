@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -34,13 +35,17 @@ LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "
 
 
 def write(path: Path, content: Any) -> None:
-    """Write a JSON, YAML or text file, or a table as JSONL; it appears whole or not at all.
+    """Write a JSON, YAML or text file, or a table as JSONL or CSV; it appears whole or not at all.
+
+    No cell of a CSV is a formula for a spreadsheet.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     if path.suffix == ".json":
         content = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    elif path.suffix == ".csv":
+        content = content.map(inert).rename(columns=inert).to_csv(index=False)
     elif isinstance(content, pd.DataFrame):
         content = content.to_json(orient="records", lines=True) if len(content) else ""
     elif path.suffix in (".yaml", ".yml"):
@@ -54,6 +59,15 @@ def write(path: Path, content: Any) -> None:
         with contextlib.suppress(OSError):
             half.unlink(missing_ok=True)
         raise disk_error(error, path) from error
+
+
+# What a spreadsheet computes begins with one of these signs, in half or full width.
+FORMULA = re.compile(r"(^|[\t\r\n,;|])(?=\W{0,200}?[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n\0])")
+
+
+def inert(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula, wherever it divides it; numbers stay."""
+    return FORMULA.sub(r"\1'", cell) if isinstance(cell, str) else cell
 
 
 def disk_error(error: OSError, path: Path) -> UserError:
@@ -265,12 +279,17 @@ def metrics(paths: Iterable[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def plain(text: str) -> str:
+    """Text from data, models or users for Markdown: nothing in it is markup, HTML or a macro."""
+    return re.sub(r"([\\`*_{}\[\]<>$|#&~^@!%])", r"\\\1", " ".join(text.split()))
+
+
 def caption(where: Path, stage: str) -> str:
     """One Markdown line that says what was run, on what, with what seed, in how many seconds."""
     record = json.loads((where / "run.json").read_text())
     facts = record["stages"][stage]
     data = ", ".join(f"{name} ({sha[:8]})" for name, sha in facts.get("data", {}).items())
-    model = facts.get("model", {})
+    model = {key: plain(str(value)) for key, value in facts.get("model", {}).items()}
     place = "{study} / {variant}, stage {stage}, scale {scale}, seed {seed}"
     parts = [
         place.format(stage=stage, **record),

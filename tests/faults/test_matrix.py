@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import csv
 import errno
+import html
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import psutil
 import pytest
 import torch
 import yaml
+from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
+from servers import STRANGE, serving
 
-from ethalign import code, config, encoders, models, pipeline, records, sources, study, tuning
+from ethalign import (
+    code,
+    config,
+    data,
+    encoders,
+    endpoint,
+    models,
+    pipeline,
+    plots,
+    records,
+    sources,
+    study,
+    tuning,
+)
+from ethalign.ambiguity import data as votes
 from ethalign.config import UserError
+from ethalign.reasons import data as reasons
 
 MATRIX = yaml.safe_load((Path(__file__).parent / "matrix.yaml").read_text())
 TINY = config.Model(id="random-tiny", device="cpu", dtype="float32")
@@ -454,3 +477,261 @@ def two_at_once(scene: Scene) -> Seen:
 
     stage = made.stage._replace(compute=twice)
     return refused(made._replace(stage=stage).compute, "another run is at work", str(made.where))
+
+
+def all_refused(calls: Mapping[str, Callable[[], Any]]) -> Seen:
+    """Each call ends in a sentence that holds the word that it stands under."""
+    return {refused(call, said) for said, call in calls.items()}.pop()
+
+
+def own(scene: Scene, text: str) -> Callable[[], pd.DataFrame]:
+    """A reader of a table of one's own."""
+    path = scene.home / f"{len(list(scene.home.iterdir()))}.csv"
+    path.write_text(text, encoding="utf-8")
+    return lambda: data.load(str(path), source="path")
+
+
+def table_ragged(scene: Scene) -> Seen:
+    head = "Statement,Label,Reason\n"
+    return all_refused(
+        {
+            "row 2: 4 cells": own(scene, f'{head}What said "Goethe", Johann?,1,it\n'),
+            "row 3: 4 cells": own(scene, f"{head}I lied.,1,it\nI helped.,0,it,\n"),
+            "row 4: 2 cells": own(scene, f"{head}I lied.,1,it\n\nI helped.,0\n"),
+            "unexpected end": own(scene, f'{head}"I lied.,1,it\n'),
+        }
+    )
+
+
+def table_twice(scene: Scene) -> Seen:
+    text = "id,Statement,Label\nx,I lied.,1\nx,I helped.,0\n"
+    return refused(own(scene, text), "row 3", "'x' is there twice")
+
+
+def table_vote(scene: Scene) -> Seen:
+    def read(vote: str) -> Callable[[], Any]:
+        rows = pd.DataFrame({"id": ["a"], "votes1": [vote], "votes2": ["1"]})
+        rows.attrs["path"] = "own.csv"
+        return lambda: votes.check(rows)
+
+    calls = {
+        f"{vote!r} is not a vote": read(vote) for vote in ("1e30", "-1", "many", "nan", "inf")
+    }
+    return all_refused(calls)
+
+
+def table_huge_cell(scene: Scene) -> Seen:
+    text = f"Statement,Label\nI lied.,1\n{'x' * 40_000},0\n"
+    return refused(own(scene, text), "row 3, column Statement", "10,000 characters")
+
+
+def table_one_label(scene: Scene) -> Seen:
+    said: list[str] = []
+    scene.patch.setattr(reasons, "warn", said.append)
+    assert len(own(scene, "Statement,Label\nI lied.,1\nI stole.,1\n")()) == 2
+    return ("warned" if "every row is unethical" in said[0] else str(said)), None
+
+
+def settings_broken(scene: Scene) -> Seen:
+    def read(name: str, content: bytes) -> Callable[[], Any]:
+        path = scene.home / f"{name}.yaml"
+        path.write_bytes(content)
+        return lambda: config.read_yaml(path)
+
+    return all_refused(
+        {
+            "tab.yaml": read("tab", b"a:\n\tb: 1\n"),
+            "nul.yaml": read("nul", b"a: \0\n"),
+            "tag.yaml": read("tag", b"a: !!python/object/apply:os.getcwd []\n"),
+            "holds a list": read("list", b"- a\n"),
+            "holds a str": read("scalar", b"a\n"),
+            "latin.yaml": read("latin", "a: \xe4\n".encode("latin-1")),
+            "the key 'a' is there twice": read("twice", b"a: 1\nb: 2\na: 3\n"),
+        }
+    )
+
+
+def load(**overrides: Any) -> Callable[[], Any]:
+    """A resolver of settings; ``a__b`` stands for ``a.b``."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return lambda: config.load("ambiguity", "zero-shot", "smoke", overrides=dotted)
+
+
+def settings_escape(scene: Scene) -> Seen:
+    return all_refused(
+        {
+            "scale is not set by --set": load(scale="../../esc"),
+            "seed is not set by --set": load(seed=3),
+            "variant is not set by --set": load(variant="../x"),
+            "study is not set by --set": load(study="x"),
+            "unknown scale": lambda: config.load("ambiguity", "hard", "../../esc"),
+            "unknown variant": lambda: config.load("ambiguity", "../hard"),
+            "parameter seed": lambda: config.load("ambiguity", "hard", "smoke", 2**32),
+        }
+    )
+
+
+def settings_infinite(scene: Scene) -> Seen:
+    return all_refused(
+        {
+            "tuning.lr": load(tuning__lr=math.inf),
+            "weight_decay": load(tuning__weight_decay=math.nan),
+        }
+    )
+
+
+def secret_in_settings(scene: Scene) -> Seen:
+    secret = "canary-4711"
+    for given in (
+        load(endpoint__url=f"https://ann:{secret}@api.example/v1"),
+        load(endpoint__url=f"https://api.example/v1?api-key={secret}"),
+        load(endpoint__key_env=secret),
+    ):
+        with pytest.raises(UserError) as caught:
+            given()
+        if secret in str(caught.value):
+            return "shown", None
+    return "refused", None
+
+
+def download(
+    scene: Scene, pack: Callable[[Path], Any], name: str = "data.zip"
+) -> Callable[[], Any]:
+    """A fetch of ``part/wanted.csv`` from an archive; nothing that is wrong is left behind it."""
+    number = len(list(scene.home.iterdir()))
+    folder = scene.home / str(number)
+    folder.mkdir()
+    pack(folder / name)
+    wanted = sources.Source("http://x.org/x.zip", "0" * 64, f"{number}/wanted.csv", "MIT", "part/")
+
+    def fetch() -> Any:
+        scene.patch.setenv("ETHALIGN_CACHE", str(scene.home / "cache"))
+        scene.patch.delenv("ETHALIGN_MIRROR", raising=False)
+        scene.patch.setattr("pooch.retrieve", lambda *_, **__: str(folder / name))
+        try:
+            return sources.fetch(wanted)
+        finally:
+            left = [p for p in (scene.home / "cache").rglob("*") if p.is_file()]
+            assert not left, "nothing half-written"
+            assert not (folder / name).exists(), "a damaged archive is fetched again"
+
+    return fetch
+
+
+def _zip(path: Path, name: str = "part/wanted.csv", how: int = zipfile.ZIP_DEFLATED) -> bytearray:
+    with zipfile.ZipFile(path, "w", how) as packed:
+        packed.writestr(name, "words, words, words\n" * 99)
+    return bytearray(path.read_bytes())
+
+
+def archive_broken(scene: Scene) -> Seen:
+    def altered(change: Callable[[bytearray], Any]) -> Callable[[Path], Any]:
+        def pack(path: Path) -> None:
+            content = _zip(path)
+            change(content)
+            path.write_bytes(content)
+
+        return pack
+
+    def encrypt(content: bytearray) -> None:
+        content[6] |= 1
+        content[content.index(b"PK\1\2") + 8] |= 1
+
+    def odd(content: bytearray) -> None:
+        content[8] = content[content.index(b"PK\1\2") + 10] = 97
+
+    def corrupt(content: bytearray) -> None:
+        content[45] |= 7  # a block of a type that does not exist
+
+    return all_refused(
+        {
+            "not be unpacked": download(scene, altered(lambda c: c.__delitem__(slice(60, None)))),
+            "Error -3": download(scene, altered(corrupt)),
+            "encrypted": download(scene, altered(encrypt)),
+            "compression": download(scene, altered(odd)),
+            "holds no single part/": download(scene, lambda path: _zip(path, "else/wanted.csv")),
+        }
+    )
+
+
+def archive_bomb(scene: Scene) -> Seen:
+    scene.patch.setattr(sources, "LARGEST", 500)
+    return refused(download(scene, _zip), "more than 100,000 files or 500 bytes")
+
+
+def archive_links(scene: Scene) -> Seen:
+    def pack(path: Path) -> None:
+        with tarfile.open(path, "w") as packed:
+            for name, kind in (("part/wanted.csv", tarfile.SYMTYPE), ("part/b", tarfile.LNKTYPE)):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind, "/etc/passwd"
+                packed.addfile(member)
+
+    seen = refused(download(scene, pack, "data.tar"), "holds no single part/")
+
+    def leave(path: Path) -> None:
+        _zip(path, "../../part/../../../wanted.csv")
+
+    return seen and refused(download(scene, leave), "holds no single part/")
+
+
+def cache_not_writable(scene: Scene) -> Seen:
+    scene.patch.setenv("ETHALIGN_CACHE", "/dev/null/cache")
+    return refused(sources.cache, "/dev/null/cache cannot be written", "ETHALIGN_CACHE")
+
+
+def server_strange(scene: Scene) -> Seen:
+    with serving() as server:
+        settings = config.Endpoint(url=server.url, retries=0, timeout=0.5, per_minute=100_000)
+        asking = endpoint.Client(settings, "m")
+        for fault in (*STRANGE, "drip", "cut", 307):
+            server.script = [fault]
+            seen = refused(lambda: asking.complete(["a"], 5), server.url, "gave no answer")
+    return seen
+
+
+MARKERS = (
+    "<img src=x onerror=alert(1)>",
+    "<script>alert(1)</script>",
+    "[a](javascript:alert(1)) **b** `c` | d",
+    "{{ 7 * 7 }} {% raw %} {term}`x` ::: $x^2$ %matplotlib",
+    "a & b &lt;b&gt; # c ~~d~~",
+)
+
+
+def text_as_markup(scene: Scene) -> Seen:
+    frame = pd.DataFrame({MARKERS[0]: [*MARKERS], "list": [[text] for text in MARKERS], "n": 1})
+    page = plots.texts(frame).to_html()
+    shown = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", page, re.S)]
+    assert shown[::3] == [*MARKERS], "every word of it is there"
+    assert not re.findall(r"<(?:img|script|b)\b", page)
+    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    for text in MARKERS:
+        (block,) = [t for t in parser.parse(records.plain(text)) if t.type == "inline"]
+        kinds = {part.type for part in block.children or ()}
+        assert kinds <= {"text", "text_special"}, (text, kinds)
+        assert block.children is not None
+        assert "".join(part.content for part in block.children) == text
+    for path in (config.ROOT / "notebooks").glob("*/*.ipynb"):
+        source = "\n".join(pipeline.code_cells(path))
+        assert ".style.hide" not in source, f"{path}: use plots.texts"
+        assert "HTML(" not in source, path
+    return "shown as text", None
+
+
+def text_as_formula(scene: Scene) -> Seen:
+    signs = "=+-@\uff1d\uff0b\uff0d\uff20"
+    before = ["", " ", "\u200b", "\ufeff", "\0", "'\"", "\t", "x;", "x,\n", "x|\u200b "]
+    cells = [f"{start}{sign}cmd|' /C calc'!A0" for start in before for sign in signs]
+    records.write(scene.home / "sheet.csv", pd.DataFrame({"=id": cells, "n": -1.5}))
+    with (scene.home / "sheet.csv").open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    for cell in (head[0], *(row[0] for row in rows)):
+        for part in re.split(r"[;,|\t\n]", cell):
+            first = re.sub(r"^[^\w'=+\-@\uff1d\uff0b\uff0d\uff20]+", "", part)[:1]
+            if first and first in signs:
+                return f"{cell!r} is a formula", None
+    plain = "Ethical. I helped, as I was asked (a 3-1 vote)."
+    assert records.inert(plain) == plain
+    assert [row[1] for row in rows] == ["-1.5"] * len(cells), "numbers stay numbers"
+    return "shown as text", None
