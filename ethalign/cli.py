@@ -186,14 +186,20 @@ def compare(
 
 
 @app.command()
-def verify() -> None:
+def verify(
+    models: Annotated[bool, typer.Option(help="read the weights in the cache again")] = False,
+) -> None:
     """Do the committed results still match code, data and parameters?
 
-    Example: ethalign verify
+    Example: ethalign verify --models
     """
+    from ethalign import models as cached
     from ethalign import results
 
     bad = 0
+    for folder, problem in cached.verify() if models else ():
+        bad += bool(problem)
+        typer.echo(f"{folder}: {problem or 'matches'}")
     for where, problems, remarks in results.verify():
         bad += len(problems)
         typer.echo(f"{where}: {'; '.join(problems) or 'matches'}")
@@ -285,7 +291,7 @@ def main() -> None:
     try:
         app()
     except (UserError, RuntimeError) as error:
-        print(f"ethalign: {error}", file=sys.stderr)
+        print(f"ethalign: {config.mask(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
     except SystemExit as end:  # typer turns Ctrl-C into exit code 130
         if end.code == 130:

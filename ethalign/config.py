@@ -14,26 +14,59 @@ import functools
 import hashlib
 import importlib
 import json
+import os
+import re
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 Json = dict[str, Any]
+# Names of what is never shown.
+SECRET = re.compile("(?:KEY|TOKEN|SECRET|PASSW)", re.I)
+HOST = r"(?:[\w-]{1,63}\.)*[\w-]{1,63}|\[[\da-f:]+\]"
+ADDRESS = re.compile(rf"(?ai)https?://({HOST})(:\d{{1,5}})?(/[\w.~%/+:,=-]*)?")
 # Files of configs/<study>/ that are no variant.
 NOT_VARIANTS = ("scales", "sources", "reported", "claims", "search")
 
 
 class UserError(Exception):
-    """A user's mistake. The message is one sentence that says what to do."""
+    """A user's mistake. The message is one sentence that says what to do, without secrets."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(mask(text))
 
     def _render_traceback_(self) -> list[str]:
         """What Jupyter shows in place of a traceback."""
         return [f"ethalign: {self}"]
+
+
+def mask(text: str) -> str:
+    """Text without the keys and passwords of the environment, and those in addresses."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value.strip()) > 7:
+            text = text.replace(value.strip(), "***")
+    text = re.sub(r"//[^/\s@]+@", "//***@", text)
+    return re.sub(rf"([?&][^=&\s]*{SECRET.pattern}[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.I)
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Say once what is odd but no mistake."""
+    print(f"ethalign: warning: {text}", file=sys.stderr, flush=True)
 
 
 class Undeclared(RuntimeError):
@@ -43,7 +76,9 @@ class Undeclared(RuntimeError):
 class Section(BaseModel):
     """Base of every block: unknown keys are errors, values are never coerced from text."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
     _owner: str = PrivateAttr("")
 
     if not TYPE_CHECKING:  # a type checker shall still find misspelt fields
@@ -146,6 +181,17 @@ class Endpoint(Section):
     concurrent: int = Field(4, ge=1, le=64, description="requests under way at once")
     timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
     retries: int = Field(5, ge=0, description="after 429, 5xx, time-outs and broken answers")
+
+    @field_validator("url", "key_env")
+    @classmethod
+    def _no_secret(cls, value: str | None, info: ValidationInfo) -> str | None:
+        plain = ADDRESS if info.field_name == "url" else re.compile("[A-Z]+(_[A-Z0-9]+)+")
+        if value is None or plain.fullmatch(value):
+            return value
+        raise ValueError(
+            "endpoint.url must be a plain http(s) address without user info or query; name the"
+            " environment variable that holds the key, such as MY_KEY, in endpoint.key_env instead"
+        )
 
 
 # Settings of a server that change the pace and the cost of a run, but not its result.
@@ -259,13 +305,36 @@ def scales() -> list[str]:
     return list(dict.fromkeys(name for path in files for name in read_yaml(path)))
 
 
+class _Strict(yaml.SafeLoader):
+    """YAML in which a key stands once; the last of two would win without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [str(key.value) for key, _ in node.value]
+        for name in names if len(names) > len({*names}) else ():
+            if names.count(name) > 1:
+                said = f"the key {name!r} is there twice"
+                raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 @functools.lru_cache(maxsize=64)
 def _yaml(path: Path, mtime: int) -> Json:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    try:
+        found = yaml.load(path.read_text(encoding="utf-8"), _Strict) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML in UTF-8: {said}.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}, not keys with values.")
+    return found
 
 
 def read_yaml(path: Path) -> Json:
-    """A YAML mapping, to be read and not changed; an empty file is an empty mapping."""
+    """A YAML mapping, to be read and not changed; an empty file is an empty mapping.
+
+    Raises:
+        UserError: a file that is missing, no YAML in UTF-8, no mapping, or has a key twice.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing; run from a checkout of the project.")
     return _yaml(path, path.stat().st_mtime_ns)
@@ -353,6 +422,8 @@ def explain(error: ValidationError, kind: type[Run]) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown parameter {key!r}{nearest(key, list(known))}"
+    if first["type"] == "value_error":  # what was given is not shown: it may be a secret
+        return f"parameter {key} is refused: {first['ctx']['error']}."
     takes = f" (it takes {known[key]})" if key in known else ""
     return f"parameter {key} = {first['input']!r} is refused: {first['msg'].lower()}{takes}."
 

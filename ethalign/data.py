@@ -5,6 +5,7 @@ The loaders themselves belong to the studies; ``load`` asks each study for its o
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ethalign import sources, study
 from ethalign.config import ROOT, UserError, choose
 
 SAMPLES = ROOT / "data" / "samples"
+# Attention needs memory by the square of a text's length: 10,000 characters take some 0.2 GB.
+LONGEST = 10_000
 
 
 def load(name: str, split: str = "test", source: str = "official", **options: Any) -> pd.DataFrame:
@@ -75,25 +78,41 @@ def read_csv(
     blank_ok: list[str] | None = None,
     hint: str = "",
 ) -> pd.DataFrame:
-    """A CSV as text cells, checked.
+    """A CSV as text cells, checked; its index is two less than the row that an editor counts.
 
     Raises:
-        UserError: not a CSV in UTF-8, a missing column, an empty file, or an empty cell in one
-            of ``columns``; the message names row (as an editor counts them) and column.
+        UserError: not a CSV in UTF-8, a column that is missing or there twice, an empty file, a
+            row with more or fewer cells than the header, or in one of ``columns`` an empty cell
+            or one longer than ``LONGEST``; the message names row and column.
     """
     try:
-        frame = pd.read_csv(
-            path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(f"{path} is not a readable CSV in UTF-8: {error}") from None
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            head, *rows = csv.reader(file, delimiter=separator, strict=True)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        why = "it is empty" if type(error) is ValueError else error
+        raise UserError(f"{path} is not a readable CSV in UTF-8: {why}.") from None
     for column in columns:
-        if column not in frame:
-            have = ", ".join(map(str, frame.columns))
-            raise UserError(f"{path} has no column {column!r} (it has: {have}){hint or '.'}")
+        if head.count(column) != 1:
+            fault = "more than one column" if column in head else "no column"
+            have = ", ".join(head)
+            raise UserError(f"{path} has {fault} {column!r} (it has: {have}){hint or '.'}")
+    for number, row in enumerate(rows, 2):
+        if row and len(row) != len(head):
+            raise UserError(
+                f"{path}, row {number}: {len(row)} cells, and the header has {len(head)}; put"
+                f" texts that contain {separator!r} in quotation marks."
+            )
+    written = [number for number, row in enumerate(rows) if row]
+    frame = pd.DataFrame([rows[k] for k in written], index=written, columns=head, dtype=str)
+    for column in columns:
         blank = frame.index[frame[column].str.strip() == ""]
         if len(blank) and column not in (blank_ok or []):
             raise UserError(f"{path}, row {blank[0] + 2}, column {column}: the cell is empty.")
+        for row in frame.index[frame[column].str.len() > LONGEST]:
+            raise UserError(
+                f"{path}, row {row + 2}, column {column}: the cell has more than {LONGEST:,}"
+                " characters, which no model here can read at once; shorten it."
+            )
     if frame.empty:
         raise UserError(f"{path} has a header but no rows.")
     return frame

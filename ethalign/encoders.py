@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Loss = Literal["hard", "soft", "counts", "dirichlet"]
 Texts = Sequence[str]
+# Parts of the names of tensors that a pretrained encoder may have or lack.
+HEADS = ("classifier", "cls", "lm_head", "pooler", "score")
 
 
 class Encoder(NamedTuple):
@@ -153,7 +155,7 @@ def embed(path: Path, texts: Texts, *, batch_size: int = 64) -> NDArray[np.float
     from transformers import AutoModel
 
     tokenizer = _tokenizer(path)
-    model: Any = AutoModel.from_pretrained(path, dtype=torch.float32, local_files_only=True).eval()
+    model: Any = models.read(AutoModel, path, HEADS, dtype=torch.float32).eval()
     out = np.zeros((len(texts), model.config.hidden_size))
     with torch.inference_mode():
         for start in range(0, len(texts), batch_size):
@@ -173,10 +175,13 @@ def save(encoder: Encoder, folder: Path) -> None:
 
 
 def load(folder: Path, **more: Any) -> Encoder:
-    """Read what ``save`` wrote, or a model that gets a new head; ``more`` is transformers' own."""
+    """Read what ``save`` wrote, or with ``num_labels`` a model that gets a new head.
+
+    ``more`` is transformers' own.
+    """
     from transformers import AutoModelForSequenceClassification as Classifier
 
-    model: Any = Classifier.from_pretrained(folder, local_files_only=True, **more)
+    model: Any = models.read(Classifier, folder, HEADS if "num_labels" in more else (), **more)
     return Encoder(model.eval(), _tokenizer(folder))
 
 

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ethalign.config import Endpoint, UserError
+from ethalign.config import ADDRESS, Endpoint, UserError
 
 T = TypeVar("T")
-HOST = r"(?:[\w-]{1,63}\.)*[\w-]{1,63}|\[[\da-f:]+\]"
-ADDRESS = re.compile(rf"(?ai)https?://({HOST})(:\d{{1,5}})?(/[\w.~%/+:,=-]*)?")
+# Bytes of an answer; 20 log-probabilities and some hundred tokens are far less.
+LARGEST = 8 * 2**20
 
 
 class Answered(NamedTuple):
@@ -103,7 +103,10 @@ class Client:
             UserError: the server refuses, or answers without a text.
         """
         return self._each(
-            asked, "text", lambda c: str(c["message"]["content"] or ""), max_tokens=max_tokens
+            asked,
+            "text",
+            lambda c: str(c["message"]["content"] or "").replace(self._openai.api_key, "***"),
+            max_tokens=max_tokens,
         )
 
     def _each(self, asked: list[str], what: str, read: Callable[[Any], T], **more: Any) -> list[T]:
@@ -126,6 +129,8 @@ class Client:
         body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **more}
         try:
             return create(model=self.model, **body).http_response.json()
+        except (ValueError, RecursionError):
+            status, reason = 0, "what came is not JSON"
         except openai.APIError as error:
             status = getattr(error, "status_code", 503)
             reason = str(error.__cause__ or "") or error.message
@@ -136,7 +141,7 @@ class Client:
             way = "what was answered is kept, so run the same command again later"
         raise UserError(f"{self.settings.url} gave no answer ({reason}); {way}.")
 
-    def _before(self, _: Any) -> None:
+    def _before(self, request: Any) -> None:
         """Count an attempt and wait for its turn."""
         with self._lock:
             self.permit(self.requests + 1)
@@ -146,16 +151,30 @@ class Client:
             self._turn = turn + 60 / self.settings.per_minute
         if self._stop.wait(turn - now):
             raise UserError("another request failed.")
+        request.extensions["begun"] = time.monotonic()
 
     def _after(self, response: Any) -> None:
-        """Count tokens; half an answer is a failure of the line, so that it is tried again."""
+        """Read an answer and count its tokens, within the limits of time and size of a whole one.
+
+        Half an answer is a failure of the line, so that it is tried again; a page in HTML is not.
+        """
         import httpx2
 
-        if response.is_success:
-            response.read()
+        begun, content = response.request.extensions["begun"], bytearray()
+        for part in response.iter_bytes():
+            content += part
+            if len(content) > LARGEST:
+                raise UserError(
+                    f"{self.settings.url} gave no answer (it has more than {LARGEST:,} bytes);"
+                    " check endpoint.url."
+                )
+            if time.monotonic() - begun > self.settings.timeout:
+                raise httpx2.ReadTimeout("the answer timed out", request=response.request)
+        response._content = bytes(content)
+        if response.is_success and "html" not in response.headers.get("Content-Type", ""):
             try:
                 used = int((response.json().get("usage") or {}).get("total_tokens") or 0)
-            except (ValueError, AttributeError, TypeError):
+            except (ValueError, AttributeError, TypeError, RecursionError):
                 raise httpx2.DecodingError("broken JSON", request=response.request) from None
             with self._lock:
                 self.tokens += used
@@ -165,13 +184,9 @@ def _key(settings: Endpoint) -> str:
     """The key from the environment; a server on this machine may need none."""
     if settings.url is None:
         raise UserError("endpoint.url is missing; give the base URL of the server.")
-    if not (address := ADDRESS.fullmatch(settings.url)) or not settings.key_env.isidentifier():
-        raise UserError(
-            "endpoint.url must be a plain http(s) address without user info or query; name the"
-            " environment variable that holds the key in endpoint.key_env instead."
-        )
     key = os.environ.get(settings.key_env, "").strip()
-    if not key and address[1].lower() in ("localhost", "127.0.0.1", "[::1]"):
+    address = ADDRESS.fullmatch(settings.url)
+    if not key and address and address[1].lower() in ("localhost", "127.0.0.1", "[::1]"):
         return "no-key-needed"
     if re.fullmatch("[!-~]+", key):
         return key

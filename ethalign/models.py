@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from filelock import FileLock
 
 from ethalign import records, sources
-from ethalign.config import ROOT, Model, UserError, nearest, read_yaml
+from ethalign.config import ROOT, Model, UserError, digest, nearest, read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ANEW = "delete the folder and have it made or fetched again"
 
 
 class Packaged(NamedTuple):
@@ -70,8 +72,7 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
     device, why_device = choose_device(settings.device)
     dtype, why_dtype = choose_dtype(settings.dtype, device)
     folder, record = locate(settings, seed)
-    safe: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    how = {**safe, "dtype": getattr(torch, dtype), "use_safetensors": True}
+    how: dict[str, Any] = {"dtype": getattr(torch, dtype)}
     if settings.quantization == "nf4":
         how |= _four_bits(device, dtype, double=settings.double_quantization)
     if device == "cpu":
@@ -80,16 +81,57 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
         how["attn_implementation"] = "eager"
         _keep_memory()
     _no_bars()
-    model = AutoModelForCausalLM.from_pretrained(folder, **how)
+    model = read(AutoModelForCausalLM, folder, **how)
     if settings.quantization == "none":
         torch.nn.Module.to(model, device)
     where = encoder(settings.tokenizer, seed) if settings.tokenizer else folder
-    tokenizer = AutoTokenizer.from_pretrained(where, **safe)
+    tokenizer = AutoTokenizer.from_pretrained(
+        where, trust_remote_code=False, local_files_only=True
+    )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {settings.tokenizer or settings.id} has no end-of-sequence token;"
+            " name another model's with model.tokenizer."
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     record |= {"device": device_name(device), "dtype": dtype}
     record["quantization"] = settings.quantization
     return Loaded(model.eval(), tokenizer, device, dtype, [why_device, why_dtype], record)
+
+
+def read(kind: Any, folder: Path, heads: tuple[str, ...] = (), **how: Any) -> Any:
+    """A model of a class of transformers from a folder of safetensors, whole and finite.
+
+    ``heads`` are parts of names of tensors that may be missing, and are drawn anew, or left over.
+
+    Raises:
+        UserError: weights that cannot be read, do not fit their configuration, or hold NaN or
+            infinity.
+    """
+    from safetensors import SafetensorError
+
+    how |= {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
+    try:
+        model, info = kind.from_pretrained(folder, output_loading_info=True, **how)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        said = str(error).strip().partition("\n")[0]
+        raise UserError(f"the model in {folder} cannot be loaded ({said}); {ANEW}.") from None
+    for state in ("missing", "unexpected"):
+        # Left alone, transformers draws what is missing at random, and goes on.
+        names = [n for n in sorted(info[f"{state}_keys"]) if not {*heads} & {*n.split(".")}]
+        if names:
+            some = f"{len(names)} {state} tensors, such as {names[0]}"
+            raise UserError(f"the weights in {folder} do not fit their model: {some}; {ANEW}.")
+    return finite(model, folder)
+
+
+def finite(model: Any, folder: Path) -> Any:
+    """``model`` if every weight is a finite number; else a UserError that names the first."""
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{name} of the weights in {folder} is not finite; {ANEW}.")
+    return model
 
 
 def choose_device(wanted: str) -> tuple[str, str]:
@@ -226,7 +268,7 @@ def encoder(name: str, seed: int = 0) -> Path:
 def weights_sha256(folder: Path) -> str:
     """SHA-256 over the names and contents of all safetensors of a folder.
 
-    Kept beside the weights with their size and time, since hashing 14 GB takes a minute.
+    Noted by path, size and time, since hashing 14 GB takes a minute; ``verify`` reads again.
 
     Raises:
         UserError: the folder has no safetensors.
@@ -237,12 +279,23 @@ def weights_sha256(folder: Path) -> str:
     stamp = ";".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files)
     key = hashlib.sha256(f"{folder.resolve()}{stamp}".encode()).hexdigest()
     note = sources.cache() / "hashes" / key
-    if note.is_file():
-        return note.read_text()
-    total = hashlib.sha256("".join(f"{f.name}:{sources.sha256(f)}" for f in files).encode())
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(total.hexdigest())
-    return total.hexdigest()
+    noted, _, check = note.read_text().partition(" ") if note.is_file() else ("", "", "")
+    if check != digest(noted):
+        noted = _weights(folder)
+        records.write(note, f"{noted} {digest(noted)}")
+    return noted
+
+
+def _weights(folder: Path) -> str:
+    parts = [f"{f.name}:{sources.sha256(f)}" for f in sorted(folder.glob("*.safetensors"))]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def verify() -> Iterator[tuple[Path, str]]:
+    """Read every model in the cache again, whatever its size and time: (folder, problem or "")."""
+    for folder in sorted(p for p in (sources.cache() / "models").glob("*") if p.is_dir()):
+        same = weights_sha256(folder) == _weights(folder)
+        yield folder, "" if same else f"its weights are not what they were; {ANEW}"
 
 
 def packaged(name: str, seed: int = 0) -> Path:

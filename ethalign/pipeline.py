@@ -16,11 +16,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from ethalign import code, config, records, sources, study
 from ethalign.config import ROOT, UserError, digest
@@ -64,11 +62,32 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None
         if error.ename == "UserError":
             kept.unlink(missing_ok=True)
             raise UserError(str(error.evalue)) from None
+        records.write(kept, config.mask(kept.read_text(encoding="utf-8")))
         raise RuntimeError(
             f"{notebook.name} failed with {error.ename}: {error.evalue}; the notebook with the"
             f" traceback is kept at {kept}"
         ) from None
+    seal(kept)
     kept.replace(target)
+
+
+def seal(page: Path) -> None:
+    """Leave out of an executed notebook where it lay, and note a hash of the rest in it."""
+    content = json.loads(page.read_text(encoding="utf-8"))
+    for key in ("input_path", "output_path"):
+        content["metadata"]["papermill"].pop(key)
+    content["metadata"]["check"] = digest(content)
+    records.write(page, json.dumps(content, indent=1) + "\n")
+
+
+def intact(page: Path) -> bool:
+    """Is an executed notebook there as it was sealed?"""
+    try:
+        content = json.loads(page.read_text(encoding="utf-8"))
+        check = content["metadata"].pop("check")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    return bool(check == digest(content))
 
 
 def page_hash(job: Job) -> str:
@@ -113,7 +132,8 @@ def refresh_prose(executed: Path, source: Path, target: Path) -> None:
             cell["source"] = fresh["source"]
         cell["metadata"].pop("papermill", None)
         cell["metadata"].pop("execution", None)
-    done["metadata"].pop("papermill", None)
+    for key in ("papermill", "check"):
+        done["metadata"].pop(key, None)
     records.write(target, json.dumps(done, indent=1) + "\n")
 
 
@@ -155,13 +175,14 @@ def run(
         )
     if not runs or {*"{}"} & {*str(ROOT / runs)}:  # Snakemake would take them for wildcards
         raise UserError(f"--runs {runs!r} is no folder for runs; give a name without braces.")
-    with exclusive(ROOT / runs):
+    with records.exclusive(ROOT / runs / ".lock", ROOT / runs):
         jobs = plan(settings)
         for job in {digest(j.run.model_dump(mode="json")): j for j in jobs}.values():
             job.study.preflight(job.run)
         for job in jobs:
             preflight(job, here=profile is None)
-            if job.stage.compute and job.state() != "keep":
+            kept = not job.stage.compute or job.state() == "keep"
+            if not (kept and intact(job.page)):
                 job.page.unlink(missing_ok=True)  # a page without its records is none
         path = ROOT / runs / ".settings" / f"{digest(settings)}.yaml"
         records.write(path, settings)
@@ -257,20 +278,26 @@ def preflight(job: Job, *, here: bool = True) -> None:
             models.need_four_bits(models.choose_device(job.run.model.device)[0])
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """One pipeline at a time per folder. The lock dies with its process, unlike Snakemake's."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"another run is at work in {folder}; wait for it, or give --runs another folder."
-        ) from None
-    except OSError as error:
-        raise records.disk_error(error, folder) from None
-    with held:
-        yield
+def end_with_parent() -> None:
+    """End this process and all below it once the command line that ordered them is gone.
+
+    Against SIGKILL, which nobody can pass on. ``ETHALIGN_PARENT`` names the process; it is not
+    set for the jobs of a cluster, which run elsewhere.
+    """
+    import psutil
+
+    def watch(number: int) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(number)
+            while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.2)
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        os._exit(1)
+
+    if number := os.environ.get("ETHALIGN_PARENT"):
+        threading.Thread(target=watch, args=[int(number)], daemon=True).start()
 
 
 def _snakemake(jobs: Sequence[Job], path: Path, cores: int, profile: str | None) -> int:
@@ -287,6 +314,7 @@ def _snakemake(jobs: Sequence[Job], path: Path, cores: int, profile: str | None)
     command += ["--profile", str(folder), "--cores", str(cores), "--logger", "ethalign"]
     plugins = [str(ROOT / "workflow"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "ETHALIGN_PROGRESS": str(progress)}
+    environment["ETHALIGN_PARENT"] = "" if profile else str(os.getpid())
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, plugins))
     with log.open("w") as errors:
         child = subprocess.Popen(
@@ -374,6 +402,7 @@ def notebook(
     same: Path | None = None,
 ) -> int:
     """One Snakemake job: execute a notebook with the settings of a file; the exit code."""
+    end_with_parent()
     settings = config.read_yaml(path)
     seeds = settings["seeds"] if seed is None else [seed]
     overrides = {**settings["studies"][name], **settings["points"][point][name]}
@@ -381,7 +410,8 @@ def notebook(
     here = study.job(name, stage, variant, settings["scale"], seeds[0], overrides, runs, seeds)
     if same:
         here.adopt(same)
-    values = {"scale": settings["scale"], "overrides": overrides, "runs": runs}
+    values = {"scale": settings["scale"], "overrides": overrides}
+    values["runs"] = os.path.relpath(runs, ROOT)  # a page names no place on this machine
     known = code_cells(notebook_of(here))[0]
     values |= {"seeds": seeds} if re.search(r"^seeds\b", known, re.M) else {"seed": seeds[0]}
     if variant is not None and here.stage.variant is None:
@@ -392,6 +422,7 @@ def notebook(
     except (UserError, RuntimeError) as error:
         mistake = isinstance(error, UserError)
         again = "" if mistake else f"; repeat this job alone with `{here.command}`"
-        records.write(_complaint(here.page), {"mistake": mistake, "says": f"{error}{again}"})
-        print(f"ethalign: {error}{again}", file=sys.stderr, flush=True)
+        said = config.mask(f"{error}{again}")
+        records.write(_complaint(here.page), {"mistake": mistake, "says": said})
+        print(f"ethalign: {said}", file=sys.stderr, flush=True)
         return 2 if mistake else 1

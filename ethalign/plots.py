@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ethalign import metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from pandas.io.formats.style import Styler
 
 
 def style() -> None:
@@ -106,3 +108,9 @@ def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame
         index=list(index), columns=columns, values="shown", aggfunc="first", sort=False
     )
     return wide.rename_axis(None, axis=1).fillna("")
+
+
+def texts(rows: pd.DataFrame) -> Styler:
+    """A table of words of data or of models, whole, for a page; nothing in it is HTML."""
+    shown = rows.map(lambda cell: cell if isinstance(cell, numbers.Number) else str(cell))
+    return shown.style.hide().format(escape="html").format_index(escape="html", axis=1)

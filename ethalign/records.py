@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
+from filelock import FileLock, Timeout
 
 from ethalign.config import ROOT, Run, UserError, digest
 
@@ -33,13 +35,17 @@ LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "
 
 
 def write(path: Path, content: Any) -> None:
-    """Write a JSON, YAML or text file, or a table as JSONL; it appears whole or not at all.
+    """Write a JSON, YAML or text file, or a table as JSONL or CSV; it appears whole or not at all.
+
+    No cell of a CSV is a formula for a spreadsheet.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     if path.suffix == ".json":
         content = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    elif path.suffix == ".csv":
+        content = content.map(inert).rename(columns=inert).to_csv(index=False)
     elif isinstance(content, pd.DataFrame):
         content = content.to_json(orient="records", lines=True) if len(content) else ""
     elif path.suffix in (".yaml", ".yml"):
@@ -55,6 +61,15 @@ def write(path: Path, content: Any) -> None:
         raise disk_error(error, path) from error
 
 
+# What a spreadsheet computes begins with one of these signs, in half or full width.
+FORMULA = re.compile(r"(^|[\t\r\n,;|])(?=\W{0,200}?[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n\0])")
+
+
+def inert(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula, wherever it divides it; numbers stay."""
+    return FORMULA.sub(r"\1'", cell) if isinstance(cell, str) else cell
+
+
 def disk_error(error: OSError, path: Path) -> UserError:
     """An operating-system error on ``path`` as a sentence with the way out."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -62,19 +77,46 @@ def disk_error(error: OSError, path: Path) -> UserError:
     return UserError(f"{path} could not be written ({error.strerror}): {way}.")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The complete rows of a JSONL file; a half-written last line is left out."""
+@contextlib.contextmanager
+def exclusive(lock: Path, folder: Path, wait: float = 0) -> Iterator[None]:
+    """Work in a folder alone; the lock dies with its process.
+
+    Raises:
+        UserError: another process holds it, still after so many seconds.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock).acquire(timeout=wait)
+    except Timeout:
+        raise UserError(
+            f"another run is at work in {folder}; wait for it, or give --runs another folder."
+        ) from None
+    except OSError as error:
+        raise disk_error(error, folder) from None
+    with held:
+        yield
+
+
+def read_rows(path: Path, keys: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The complete rows of a JSONL file; a half-written last line is left out.
+
+    Raises:
+        UserError: a line that is no JSON object, or has not all of the ``keys``.
+    """
     if not path.is_file():
         return []
     *lines, _ = path.read_bytes().split(b"\n")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
+            found = rows[-1].keys() >= {*keys}
+        except (ValueError, AttributeError, RecursionError):
+            found = False
+        if not found:
             raise UserError(
-                f"{path}, line {number} is not JSON; delete the file to compute it anew."
-            ) from None
+                f"{path}, line {number} is no row; delete the file to compute it anew."
+            )
     return rows
 
 
@@ -128,7 +170,7 @@ def fill(
     def name(row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row[key] for key in keys)
 
-    done = {name(row) for row in read_rows(path)}
+    done = {name(row) for row in read_rows(path, keys)}
     chunks = [list(items[start : start + size]) for start in range(0, len(items), size)]
     chunks = [chunk for chunk in chunks if not all(name(item) in done for item in chunk)]
     for chunk in progress(chunks, len(chunks), what, "batch"):
@@ -237,12 +279,17 @@ def metrics(paths: Iterable[Path]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def plain(text: str) -> str:
+    """Text from data, models or users for Markdown: nothing in it is markup, HTML or a macro."""
+    return re.sub(r"([\\`*_{}\[\]<>$|#&~^@!%])", r"\\\1", " ".join(text.split()))
+
+
 def caption(where: Path, stage: str) -> str:
     """One Markdown line that says what was run, on what, with what seed, in how many seconds."""
     record = json.loads((where / "run.json").read_text())
     facts = record["stages"][stage]
     data = ", ".join(f"{name} ({sha[:8]})" for name, sha in facts.get("data", {}).items())
-    model = facts.get("model", {})
+    model = {key: plain(str(value)) for key, value in facts.get("model", {}).items()}
     place = "{study} / {variant}, stage {stage}, scale {scale}, seed {seed}"
     parts = [
         place.format(stage=stage, **record),

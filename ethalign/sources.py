@@ -6,14 +6,27 @@ own. The environment variable ``ETHALIGN_MIRROR`` names a folder that stands in 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import lzma
 import os
 import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ethalign.config import ROOT, UserError, read_yaml
+
+# What an archive may hold; the largest of ours has a quarter of it.
+MEMBERS, LARGEST = 100_000, 4 * 2**30
+# What readers of archives raise, for an encrypted member or an odd method too.
+BROKEN = (OSError, EOFError, RuntimeError, ValueError, zlib.error, lzma.LZMAError)
+BROKEN += (zipfile.BadZipFile, tarfile.TarError)
 
 
 class Source(NamedTuple):
@@ -40,10 +53,21 @@ def declared(study: str) -> dict[str, Source]:
 
 
 def cache() -> Path:
-    """Folder for downloads and converted models: ``ETHALIGN_CACHE`` or the user's cache."""
+    """Folder for downloads and converted models: ``ETHALIGN_CACHE`` or the user's cache.
+
+    Raises:
+        UserError: it cannot be made or written.
+    """
     import pooch
 
-    return Path(os.environ.get("ETHALIGN_CACHE") or pooch.os_cache("ethalign"))
+    folder = Path(os.environ.get("ETHALIGN_CACHE") or pooch.os_cache("ethalign"))
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(
+            f"{folder} cannot be written; set ETHALIGN_CACHE to a folder for downloads and models."
+        )
+    return folder
 
 
 def git_blob(path: Path) -> str:
@@ -117,31 +141,63 @@ def _download(source: Source, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # The member is what is checked; archives are packed anew now and then.
     known = None if source.member else f"sha256:{source.sha256}"
-    unpack = pooch.Unzip() if source.url.endswith(".zip") else pooch.Untar()
     try:
-        got = pooch.retrieve(
-            source.url,
-            known,
-            path=cache() / "downloads",
-            processor=unpack if source.member else None,
-        )
+        got = Path(pooch.retrieve(source.url, known, path=cache() / "downloads"))
     except Exception as error:
         raise UserError(
             f"{source.url} could not be downloaded ({type(error).__name__}); connect to the"
             " internet, or set ETHALIGN_MIRROR to a folder that holds "
             f"{source.mirror}, or stay with the shipped samples (--set data.source=sample)."
         ) from None
-    half, member = target.with_name(target.name + ".part"), source.member or ""
-    found = [Path(path) for path in ([got] if isinstance(got, str) else got)]
-    if member.endswith("/"):
-        inside = [p for p in found if f"{p.parent}/".endswith(f"/{member}")]
-        half.mkdir(exist_ok=True)
-        for path in inside:
-            shutil.copyfile(path, half / path.name)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        half = Path(scratch) / target.name
+        try:
+            _extract(got, source.member, half) if source.member else shutil.copyfile(got, half)
+        except (*BROKEN, UserError) as error:
+            got.unlink(missing_ok=True)
+            why = " ".join(str(error).split())
+            raise UserError(f"{source.url} could not be unpacked ({why}); run again.") from None
+        half.replace(target)
+
+
+def _extract(archive: Path, wanted: str, target: Path) -> None:
+    """A member of an archive, or all files of a folder in it; what else is there stays in it.
+
+    Raises:
+        UserError: no single such member, or more than ``LARGEST`` or ``MEMBERS``.
+        Exception: one of ``BROKEN``.
+    """
+    total = found = 0
+    for number, (name, size, opened) in enumerate(_members(archive), 1):
+        total += size
+        if number > MEMBERS or total > LARGEST:
+            raise UserError(f"it has more than {MEMBERS:,} files or {LARGEST:,} bytes")
+        folder, _, last = f"/{name}".rpartition("/")
+        if wanted.endswith("/") and f"{folder}/".endswith(f"/{wanted}"):
+            target.mkdir(exist_ok=True)
+            to = target / last
+        elif f"/{name}".endswith(f"/{wanted}"):
+            to = target
+        else:
+            continue
+        found += 1
+        with opened() as data, to.open("wb") as file:
+            shutil.copyfileobj(data, file)
+    if not found or (found > 1 and not wanted.endswith("/")):
+        raise UserError(f"it holds no single {wanted}")
+
+
+def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+    """Name, size and opener of the regular files in a zip or tar archive; links are none."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            for member in packed.infolist():
+                if not member.is_dir():
+                    opened = functools.partial(packed.open, member)
+                    yield member.filename, member.file_size, opened
     else:
-        inside = [p for p in found if not member or str(p).endswith(f"/{member}")]
-        if len(inside) == 1:
-            shutil.copyfile(inside[0], half)
-    if not half.exists() or not inside:
-        raise UserError(f"{source.url} holds no single {source.member}; its archive has changed.")
-    half.replace(target)
+        with tarfile.open(archive) as packed:
+            for member in packed:
+                if member.isreg():
+                    opened = functools.partial(packed.extractfile, member)
+                    yield member.name, member.size, opened

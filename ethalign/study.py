@@ -154,7 +154,7 @@ class Job(NamedTuple):
         if self.stage.compute:
             parts += ["--variant", self.run.variant, "--seed", str(self.run.seed)]
         if self.runs != ROOT / "runs":
-            parts += ["--runs", str(self.runs)]
+            parts += ["--runs", os.path.relpath(self.runs, ROOT)]
         if self.overrides:
             parts += ["--set", *(f"{k}={json.dumps(v)}" for k, v in self.overrides.items())]
         return shlex.join(parts)
@@ -255,11 +255,18 @@ class Job(NamedTuple):
         missing or out of date are computed as well.
         """
         assert self.stage.compute is not None
-        state = self.state()
-        if state == "keep":
-            return state
+        if self.state() == "keep":
+            return "keep"
         self.study.preflight(self.run)
         self.require(make=make)
+        lock = self.runs / ".locks" / digest([str(self.where), self.stage.name])
+        # Long enough for the processes of a run that was killed to notice it.
+        with records.exclusive(lock, self.where, wait=10):
+            return self._compute(self.stage.compute, self.state())
+
+    def _compute(self, work: Callable[[Any, Path, dict[str, Path]], Any], state: State) -> State:
+        if state == "keep":
+            return state
         if state == "anew":
             for path in (self.where / name for name in (*self.stage.outputs, *self.stage.scratch)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -272,7 +279,7 @@ class Job(NamedTuple):
             note = {"fingerprint": digest(depends)} | {key: depends[key] for key in kept}
         with records.stage(self.run, self.where, self.stage.name, note, self.overrides) as facts:
             if state != "measure":
-                facts |= self.stage.compute(self.given, self.where, before)
+                facts |= work(self.given, self.where, before)
                 facts["outputs"] = self._hashes()
             if METRICS in self.stage.outputs and self.study.measure is not None:
                 rows = self.study.measure(self.given, self.where, before)
@@ -311,7 +318,14 @@ def job(
     run = config.load(owner.name, name, scale, seed, overrides or {})
     if step.needs and not all(run.values([step.needs]).values()):
         raise Absent(f"variant {name} has no stage {stage} ({step.needs} is false).")
-    return Job(owner, step, run, ROOT / runs, tuple(seeds) or (seed,), overrides or {})
+    return Job(
+        owner,
+        step,
+        run,
+        Path(os.path.normpath(ROOT / runs)),
+        tuple(seeds) or (seed,),
+        overrides or {},
+    )
 
 
 def stage_of(study: Study, name: str) -> Stage:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 import pydantic
 
-from ethalign import config, pipeline, results
+from ethalign import config, pipeline, records, results
 from ethalign.config import ROOT, UserError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def run(path: Path, cores: int | None = None, profile: str | None = None) -> pd.
         profile=profile,
     )
     found = table(sweep, home)
-    found.to_csv(home / "table.csv", index=False)
+    records.write(home / "table.csv", found)
     figure(sweep, found).savefig(home / "figure.svg")
     if found["value"].isna().all():
         row = sweep.choose

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ethalign import models, records
-from ethalign.config import Model, Run, Tuning, UserError
+from ethalign import models, records, sources
+from ethalign.config import Model, Run, Tuning, UserError, digest
 from ethalign.scoring import backbone, left_pad, logits
 
 IGNORED = -100
@@ -136,6 +136,11 @@ class _Training:
                 self.save(step)
         with _replacing(self.out / "adapter") as path:
             self.model.save_pretrained(path)
+            # PEFT notes where the base model lies on this machine.
+            (path / "README.md").unlink()
+            note = json.loads((path / "adapter_config.json").read_text())
+            note["base_model_name_or_path"] = self.loaded.record["id"]
+            records.write(path / "adapter_config.json", note)
         shutil.rmtree(self.checkpoint, ignore_errors=True)
         return int(tokens)
 
@@ -183,15 +188,24 @@ class _Training:
         with _replacing(self.checkpoint) as path:
             path.mkdir()
             save_file(tensors, path / "state.safetensors")
+            note["check"] = digest([note, sources.sha256(path / "state.safetensors")])
             records.write(path / "state.json", note)
 
     def restore(self) -> int:
-        """Load what ``save`` wrote; the number of updates already done."""
+        """Load what ``save`` wrote; the number of updates already done, 0 if it is damaged."""
         import torch
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        note = json.loads((self.checkpoint / "state.json").read_text())
+        try:
+            note = json.loads((self.checkpoint / "state.json").read_text())
+            check = note.pop("check")
+            sound = check == digest([note, sources.sha256(self.checkpoint / "state.safetensors")])
+        except (OSError, ValueError, LookupError, AttributeError, TypeError, UserError):
+            sound = False
+        if not sound:
+            self.loaded.notes.append("the checkpoint was damaged: training began anew")
+            return 0
         parts: dict[str, dict[str, Any]] = {}
         for key, tensor in load_file(self.checkpoint / "state.safetensors").items():
             place, _, name = key.rpartition("/")
@@ -244,17 +258,32 @@ def with_adapter(settings: Model, adapter: Path | None, *, seed: int = 0) -> mod
     if adapter is None:
         return models.load(settings, seed=seed)
     import torch
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import SafetensorError, safe_open
 
+    sha256 = models.weights_sha256(adapter)  # refuses pickles before anything is opened
     dtype, why = models.choose_dtype(settings.dtype, models.choose_device(settings.device)[0])
     quantized = settings.quantization != "none"
     wide = settings if quantized else settings.model_copy(update={"dtype": "float32"})
     loaded = models.load(wide, seed=seed)
-    model: Any = PeftModel.from_pretrained(loaded.model, adapter)
+    try:
+        model: Any = PeftModel.from_pretrained(loaded.model, adapter)
+        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+            fits = {*file.keys()} == {
+                *get_peft_model_state_dict(model, save_embedding_layers=False)
+            }
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError):
+        fits = False
+    if not fits:
+        raise UserError(
+            f"{adapter} is damaged or the adapter of another model than {settings.id};"
+            f" {models.ANEW}."
+        )
+    models.finite(model, adapter)
     if not quantized:
         model = model.merge_and_unload().to(getattr(torch, dtype))
         loaded = loaded._replace(notes=[loaded.notes[0], why, "adapter merged in float32"])
-    record = {**loaded.record, "dtype": dtype, "adapter": models.weights_sha256(adapter)}
+    record = {**loaded.record, "dtype": dtype, "adapter": sha256}
     return loaded._replace(model=model.eval(), dtype=dtype, record=record)
 
 

@@ -15,11 +15,21 @@ from typing import Any
 
 GOOD = [("first", math.log(0.6)), (" Second", math.log(0.3)), ("The", math.log(0.05))]
 
+# Answers in the place of one, by their name.
+STRANGE = {
+    "list": "[1]",
+    "null": "null",
+    "deep": "[" * 100_000,
+    "page": "<!doctype html><h1>Sign in</h1>",
+    "huge": " " * (9 * 2**20),
+}
+
 
 class Server(ThreadingHTTPServer):
     """Fails as ``script`` says, request by request, then answers well; keeps what it was asked.
 
-    A fault is a status, ``slow``, ``cut``, ``list``, ``no-logprobs``, ``no-text`` or None. Texts
+    A fault is a status, ``slow``, ``drip``, ``cut``, one of ``STRANGE``, ``no-logprobs``,
+    ``no-text`` or None. Texts
     are those of ``replies`` in turn, then ``echo``, a function of the prompt.
     """
 
@@ -75,11 +85,17 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "no-text":
             choice["message"] = {}
         reply = json.dumps({"choices": [choice], "usage": {"total_tokens": 7}})
-        if fault == "cut":
+        if fault in ("cut", "drip"):
             reply = reply[: len(reply) // 2]
-        if fault == "list":
-            reply = "[1]"
-        self.reply(200, reply, {"Content-Type": "application/json"})
+        reply = STRANGE.get(str(fault), reply)
+        kind = "text/html" if fault == "page" else "application/json"
+        self.reply(200, reply, {"Content-Type": kind})
+        if fault == "drip":
+            with contextlib.suppress(OSError):
+                for _ in range(200):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.05)
 
     def reply(self, status: int, text: str, headers: Mapping[str, str]) -> None:
         with contextlib.suppress(OSError):  # who timed out is gone

@@ -107,13 +107,18 @@ def test_the_pause_that_the_server_asks_for_is_kept(server: Server) -> None:
         ([401], r"no answer \(Error code: 401.*check .* the key in OPENAI_API_KEY", 1),
         ([404], r"no answer \(Error code: 404.*check endpoint\.url, model some-model", 1),
         (["no-logprobs"], "no valid log-probabilities", 1),
+        (["null"] * 9, r"no answer \(broken JSON\)", 3),
+        (["deep"] * 9, r"no answer \(broken JSON\)", 3),
+        (["page"], r"no answer \(what came is not JSON\); check endpoint\.url", 1),
+        (["huge"], r"no answer \(it has more than 8,388,608 bytes\); check endpoint\.url", 1),
+        (["drip"] * 9, r"no answer \(.*timed out.*run the same command again later", 3),
     ],
 )
 def test_what_does_not_pass_ends_with_one_sentence(
     server: Server, faults: list[int | str], message: str, requests: int
 ) -> None:
     server.script = list(faults)
-    asking = client(server, retries=2, timeout=0.5 if "slow" in faults else 30.0)
+    asking = client(server, retries=2, timeout=0.5 if {"slow", "drip"} & {*faults} else 30.0)
     with pytest.raises(UserError, match=message) as caught:
         asking.answers(["Which?"], ("first", "second"))
     assert len(server.bodies) == asking.requests == requests
@@ -233,15 +238,30 @@ def test_what_is_no_key_is_refused_before_anything_is_sent(
 )
 def test_an_address_that_could_hold_a_key_is_refused(url: str) -> None:
     with pytest.raises(UserError, match=r"endpoint\.key_env instead") as caught:
-        endpoint.Client(config.Endpoint(url=url), "m")
+        config.load("ambiguity", "zero-shot", "smoke", 0, {"endpoint.url": url})
     assert "hush" not in str(caught.value)
 
 
 def test_a_key_in_the_place_of_its_variable_is_refused() -> None:
-    settings = config.Endpoint(url="https://api.example/v1", key_env=KEY)
-    with pytest.raises(UserError, match="environment variable") as caught:
-        endpoint.Client(settings, "m")
-    assert KEY not in str(caught.value)
+    for key in (KEY, KEY.upper(), "sk_proj_4711", "AKIAIOSFODNN7EXAMPLE"):
+        with pytest.raises(UserError, match="environment variable") as caught:
+            config.load("ambiguity", "zero-shot", "smoke", 0, {"endpoint.key_env": key})
+        assert key not in str(caught.value)
+
+
+def test_a_text_that_repeats_the_key_is_kept_without_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    server.replies = [f"Your key is {KEY}."]
+    assert client(server).complete(["a"], 5) == ["Your key is ***."]
+
+
+def test_no_message_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_in_the_mine ")
+    text = "hf_canary_in_the_mine at https://ann:hush@x.org/v1?api-key=hush&a=b failed"
+    assert str(UserError(text)) == "*** at https://***@x.org/v1?api-key=***&a=b failed"
+    assert str(UserError("write key=value, not a@b //c")) == "write key=value, not a@b //c"
 
 
 @pytest.mark.parametrize(

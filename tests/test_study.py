@@ -46,6 +46,15 @@ def test_a_fourth_study_runs_and_runs_once(coins: Path) -> None:
     assert record["stages"]["toss"]["status"] == "complete"
 
 
+def test_a_page_that_was_emptied_is_made_again(coins: Path) -> None:
+    page = coins / "runs/toy/small/none/fair/0/toss.ipynb"
+    assert str(coins) not in page.read_text(), "a page names no place on this machine"
+    page.write_text("")
+    again = command("run", "toy", "--scale", "small", cwd=coins)
+    assert "1 notebooks executed" in again.stdout, again.stderr
+    assert "cells" in page.read_text()
+
+
 def test_it_is_compared_with_its_paper(coins: Path) -> None:
     shown = command("compare", "toy", "--runs", "runs", cwd=coins).stdout
     assert shown.count("Paper, loaded") == 2, "the reference and one's own run"

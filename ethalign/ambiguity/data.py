@@ -26,6 +26,8 @@ SOURCES = sources.declared("ambiguity")
 PAIR = ("votes1", "votes2")
 FIVE = ("author", "other", "everybody", "nobody", "info")
 STORY = ("id", "title", "text")
+# More votes on one item than any crowd has cast; beyond 2 ** 53 sums would be wrong.
+MOST = 10**6
 ANSWERS = {"dilemmas": ("first", "second"), "anecdotes": ("right", "wrong")}
 # What a record says of an item; never its words.
 FIELDS = ("part", "id", "dataset", "stratum", *PAIR, "gold")
@@ -74,19 +76,25 @@ def table(name: str, split: str = "test", source: str = "official") -> pd.DataFr
         raise UserError(f"data set {name} has no split {split!r} from {source} ({have}).")
     if source == "sample":
         path = SAMPLES / f"{name}.csv"
-        frame = _pairs(path) if name == "dilemmas" else read_csv(path, [*STORY, *FIVE])
+        frame = _own(path, name)
         return check(stamp(frame[frame["split"] == split], f"sample-{name}", path))
     path = sources.fetch(SOURCES[name if name in SOURCES else f"{name}-{split}"])
     dataset = "anecdotes-excerpt" if split == "excerpt" else name.partition("-")[0]
     return check(stamp(OFFICIAL[name](path), dataset, path))
 
 
-def _pairs(path: Path) -> pd.DataFrame:
-    """Pairs from a CSV of ours or of a user's: ``id, action1, action2, votes1, votes2``."""
-    frame = read_csv(path, ["action1", "action2", *PAIR])
+def _own(path: Path, name: str) -> pd.DataFrame:
+    """Rows of ``dilemmas`` or ``anecdotes`` from a CSV of ours or of a user's.
+
+    Pairs have the columns ``action1, action2, votes1, votes2``, stories ``title, text`` and the
+    five counts of ``FIVE``; either may have ids in a column ``id``.
+    """
+    pairs = name == "dilemmas"
+    frame = read_csv(path, ["action1", "action2", *PAIR] if pairs else [*STORY[1:], *FIVE])
     if "id" not in frame:
         frame.insert(0, "id", [f"{path.stem}-{i}" for i in range(len(frame))])
-    return unique(frame, path).assign(first=frame["action1"], second=frame["action2"])
+    unique(frame, path)
+    return frame.assign(first=frame["action1"], second=frame["action2"]) if pairs else frame
 
 
 def _dilemmas(path: Path) -> pd.DataFrame:
@@ -144,7 +152,7 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
     path = frame.attrs["path"]
     for column in [c for c in (*PAIR, *FIVE) if c in frame]:
         numbers = pd.to_numeric(frame[column], errors="coerce")
-        for k in frame.index[~((numbers >= 0) & (numbers % 1 == 0))]:
+        for k in frame.index[~(numbers.between(0, MOST) & (numbers % 1 == 0))]:
             value = frame[column][k]
             raise UserError(f"{path}, item {k + 1}, {column}: {value!r} is not a vote count.")
         frame[column] = numbers.astype(int)
@@ -212,9 +220,7 @@ def _rows(run: Run, name: str) -> pd.DataFrame:
     path = ROOT / own
     if not path.is_file():
         raise UserError(f"{path} is missing; data.train and data.test take the path of a CSV.")
-    if run.votes.dataset != "dilemmas":
-        raise UserError("a CSV of your own holds pairs of actions; leave votes.dataset=dilemmas.")
-    return check(stamp(_pairs(path), "own", path))
+    return check(stamp(_own(path, run.votes.dataset), "own", path))
 
 
 def _split(run: Run, name: str) -> str:
@@ -257,9 +263,10 @@ def part(frame: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd
     files every action stands in two pairs, so hardly any row is lost.
     """
     sides = [c for c in ("action1", "action2") if c in frame] or ["id"]
+    actions = [frame[side].tolist() for side in sides]
     at: dict[str, list[int]] = {}
-    for side in sides:
-        for row, action in enumerate(frame[side]):
+    for side in actions:
+        for row, action in enumerate(side):
             at.setdefault(action, []).append(row)
     wanted = min(max(1, round(share * len(frame))), len(frame))
     taken: set[int] = set()
@@ -269,8 +276,8 @@ def part(frame: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd
             row = stack.pop()
             if row not in taken:
                 taken.add(row)
-                stack += [r for side in sides for r in at[frame[side].iloc[row]]]
-    used = {frame[side].iloc[row] for side in sides for row in taken}
+                stack += [r for side in actions for r in at[side[row]]]
+    used = {side[row] for side in actions for row in taken}
     touched = frame[sides].isin(used).any(axis=1)
     first, rest = frame.iloc[sorted(taken)], frame[~touched]
     return first.reset_index(drop=True), rest.reset_index(drop=True)

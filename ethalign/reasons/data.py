@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ethalign import sources
-from ethalign.config import ROOT, UserError, choose, digest
+from ethalign.config import ROOT, UserError, choose, digest, warn
 from ethalign.data import SAMPLES, limit, read_csv, stamp, unique
 from ethalign.reasons.settings import Columns, Data, Run
 from ethalign.sources import Source
@@ -98,6 +98,8 @@ def own(
         reason=frame.get(columns.reason, ""),
     )
     table["id"] = frame.get("id", table["id"])
+    if table["label"].nunique() == 1:
+        warn(f"{path}: every row is {table['label'].iloc[0]}, so there is nothing to tell apart.")
     return stamp(unique(table, path), "own", path)
 
 

@@ -70,24 +70,16 @@ def rate_export(
     random = np.random.default_rng(seed)
     table = predictions.assign(
         code=[f"r{n:05d}" for n in random.permutation(len(predictions))],
-        answer=predictions["generated"].map(inert),
-        statement=predictions["statement"].map(inert),
+        answer=predictions["generated"],
         aligned="",
     )
-    key.parent.mkdir(parents=True, exist_ok=True)
-    table[["code", "id", "variant"]].sort_values("code").to_csv(key, index=False)
+    records.write(key, table[["code", "id", "variant"]].sort_values("code"))
     sheet = table[["code", "statement", "answer", "aligned"]]
-    stem, ending = out.with_suffix(""), out.suffix or ".csv"
-    paths = [f"{stem}-{number}{ending}" for number in range(1, raters + 1)]
-    out.parent.mkdir(parents=True, exist_ok=True)
+    paths = [out.with_name(f"{out.stem}-{number}.csv") for number in range(1, raters + 1)]
     for path in paths:
-        sheet.iloc[random.permutation(len(sheet))].to_csv(path, index=False)
-    return f"{len(table)} answers for {raters} raters: {', '.join(paths)}; keep {key} apart."
-
-
-def inert(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula (model text is not to be trusted)."""
-    return "'" + cell if cell.lstrip()[:1] in ("=", "+", "-", "@") or cell[:1] in "\t\r" else cell
+        records.write(path, sheet.iloc[random.permutation(len(sheet))])
+    told = ", ".join(map(str, paths))
+    return f"{len(table)} answers for {raters} raters: {told}; keep {key} apart."
 
 
 def rate_import(files: Sequence[Path], key: Path) -> Ratings:

@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +158,38 @@ def test_pairs_of_ones_own_take_the_place_of_the_source(tmp_path: Path) -> None:
     preflight(run)
 
 
+def test_stories_of_ones_own_take_the_place_of_the_source(tmp_path: Path) -> None:
+    table = "title,text,author,other,everybody,nobody,info\n" + "".join(
+        f"Story {k},I did it.,{k},1,1,2,9\n" for k in range(4)
+    )
+    rows = data.splits(resolved(**own(tmp_path, table, table), votes__dataset="anecdotes"))
+    assert rows.test["votes1"].tolist() == [3] * 4
+    assert rows.test["votes2"].tolist() == [1, 2, 3, 4], "author and everybody; info is dropped"
+    assert {item["gold"] for item in data.items(rows.test, "test", "anecdotes")} == {
+        "right",
+        "wrong",
+    }
+
+
+def test_a_million_pairs_are_divided_in_seconds() -> None:
+    n = 100_000
+    pairs = {"action1": [f"a{k}" for k in range(n)], "action2": [f"a{k + 1}" for k in range(n)]}
+    clock = time.perf_counter()
+    first, rest = data.part(pd.DataFrame(pairs), 0.2, 0)
+    assert time.perf_counter() - clock < 3
+    assert len(first) == n // 5
+    assert not {*first["action1"], *first["action2"]} & {*rest["action1"], *rest["action2"]}
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ("lying,stealing,-1,5", "is not a vote count"),
         ("lying,stealing,1.5,5", "is not a vote count"),
         ("lying,stealing,many,5", "is not a vote count"),
+        ("lying,stealing,1e30,5", "'1e30' is not a vote count"),
+        ("lying,stealing,inf,5", "is not a vote count"),
+        ("lying,stealing,2,5,", "row 4: 5 cells, and the header has 4"),
         ("lying,lying ,4,1", "both actions are the same"),
         ("lying,,4,1", "the cell is empty"),
     ],
@@ -184,7 +211,7 @@ def test_files_of_ones_own_that_cannot_be_used_are_refused(tmp_path: Path) -> No
         preflight(resolved(data__train=paths["data__train"]))
     with pytest.raises(UserError, match=r"gone\.csv is missing; data\.train and data\.test"):
         preflight(resolved(**{**paths, "data__test": str(tmp_path / "gone.csv")}))
-    with pytest.raises(UserError, match=r"pairs of actions; leave votes\.dataset=dilemmas"):
+    with pytest.raises(UserError, match=r"train\.csv has no column 'title'"):
         preflight(resolved(**paths, votes__dataset="anecdotes"))
     with pytest.raises(UserError, match=r"votes\.split=excerpt needs votes\.dataset=anecdotes"):
         preflight(resolved(votes__split="excerpt", data__source="official"))

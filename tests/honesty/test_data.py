@@ -336,7 +336,7 @@ def test_questions_of_the_own_model_are_a_test_set_if_there_are_any(tmp_path: Pa
 
 def test_an_empty_cell_means_that_nobody_can_know(tmp_path: Path) -> None:
     train = quiz(tmp_path, "mine", "question,answers\nWho?,Ann\nWhat will be?,\n")
-    test = quiz(tmp_path, "test", "question,answers,note\nWhen?, | \nWho?,Ann,secret\n")
+    test = quiz(tmp_path, "test", "question,answers,note\nWhen?, | ,\nWho?,Ann,secret\n")
     pool, tests = splits(resolved(data__train=train, data__test=test))
     assert pool["answers"].tolist() == [["Ann"], []]
     assert tests["own"]["answers"].tolist() == [[], ["Ann"]]

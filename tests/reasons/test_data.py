@@ -114,6 +114,12 @@ def test_own_table_with_other_names_and_labels(own: Write) -> None:
         ("Statement,Label\nI helped.,0\n ,1\n", "row 3, column Statement: the cell is empty"),
         ("Statement,Label\n", "no rows"),
         ("", "not a readable CSV"),
+        ('Statement,Label\nI, "Goethe", lied.,1\n', "row 2: 4 cells, and the header has 2"),
+        ("Statement,Label\nI lied.,1,\nI helped.,0,\n", "row 2: 3 cells, .*header has 2"),
+        ("Statement,Label\nI lied.,1\n\nI helped.\n", "row 4: 1 cells, .*header has 2"),
+        ("Statement,Label,Label\nI lied.,1,0\n", "more than one column 'Label'"),
+        ('Statement,Label\n"I lied.,1\n', "not a readable CSV.*unexpected end"),
+        (f"Statement,Label\n{'x' * 40_000},1\n", "row 2, column Statement: .*10,000 char"),
     ],
 )
 def test_a_table_off_its_schema_is_refused_by_row_and_column(
@@ -121,6 +127,17 @@ def test_a_table_off_its_schema_is_refused_by_row_and_column(
 ) -> None:
     with pytest.raises(UserError, match=says):
         shared.load(str(own(text)), source="path")
+
+
+def test_a_table_with_one_label_is_taken_with_a_warning(
+    own: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = own("Statement,Label\nI lied.,1\nI stole.,1\n")
+    for _ in range(2):
+        assert len(shared.load(str(path), source="path")) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"ethalign: warning: {path}: every row is unethical, so there is nothing to tell apart."
+    ]
 
 
 def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Faults provoked, and what becomes of them; the table is matrix.yaml."""
