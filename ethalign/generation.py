@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ethalign.scoring import Head, backbone, by_length, left_pad
+from ethalign.scoring import Head, backbone, by_length, left_pad, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +77,10 @@ def write(
     n = len(prompts) * samples
     found = Written([""] * n, np.zeros(n), np.zeros(n, dtype=int))
     with torch.inference_mode():
-        opening = _shared(ids)
+        # A window of attention would count the padding between an opening and the rest.
+        window = getattr(model.config, "sliding_window", None) or math.inf
+        fits = max(map(len, ids), default=0) + max_new_tokens <= window
+        opening = _shared(ids) if fits else []
         lengths = min_new_tokens, max_new_tokens
         decoder = _Decoder(model, tokenizer, opening, *lengths, temperature, samples, stop)
         for group in by_length(ids, batch_size, "generating", quiet=quiet):
@@ -192,9 +196,9 @@ class _Decoder:
 
         if self.temperature == 0:
             return [int(t) for t in logp.argmax(-1)]
-        total = (logp.double() / self.temperature).softmax(-1).cumsum(-1)
+        total = (wide(logp) / self.temperature).softmax(-1).cumsum(-1)
         # Inversion: one number per token and sequence, whatever the size of the vocabulary.
-        wanted = torch.as_tensor(draws, device=logp.device)[:, None] * total[:, -1:]
+        wanted = torch.as_tensor(draws, device=total.device)[:, None] * total[:, -1:]
         return [int(t) for t in torch.searchsorted(total, wanted, right=True)[:, 0]]
 
     def _unsure(self, logp: Tensor) -> list[int]:

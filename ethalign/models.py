@@ -84,7 +84,9 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
     model = read(AutoModelForCausalLM, folder, **how)
     if settings.quantization == "none":
         torch.nn.Module.to(model, device)
-    where = encoder(settings.tokenizer, seed) if settings.tokenizer else folder
+    where = folder
+    if settings.tokenizer:
+        where, record["tokenizer"] = locate(Model(id=settings.tokenizer), seed, weights=False)
     tokenizer = AutoTokenizer.from_pretrained(
         where, trust_remote_code=False, local_files_only=True
     )
@@ -93,7 +95,14 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
             f"the tokenizer of {settings.tokenizer or settings.id} has no end-of-sequence token;"
             " name another model's with model.tokenizer."
         )
-    if tokenizer.pad_token_id is None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f"the tokenizer of {settings.tokenizer or settings.id} has {tokenizer.vocab_size}"
+            f" tokens, the model only {rows}; choose another model.tokenizer."
+        )
+    # Some copies of Llama 2 have a token for padding that their embedding has no row for.
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
         tokenizer.pad_token = tokenizer.eos_token
     record |= {"device": device_name(device), "dtype": dtype}
     record["quantization"] = settings.quantization
@@ -172,7 +181,7 @@ def device_name(device: str) -> str:
 
 def has_four_bits(device: str) -> bool:
     """Can weights be held in four bits here?"""
-    return device == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
+    return device != "mps" and importlib.util.find_spec("bitsandbytes") is not None
 
 
 def examine() -> Iterator[str]:
@@ -193,11 +202,11 @@ def examine() -> Iterator[str]:
 
 
 def need_four_bits(device: str) -> None:
-    """Refuse four-bit weights (UserError) where there is no GPU or no bitsandbytes."""
+    """Refuse four-bit weights (UserError) where bitsandbytes is missing or cannot work."""
     if not has_four_bits(device):
         raise UserError(
-            "model.quantization=nf4 needs an NVIDIA GPU and bitsandbytes"
-            " (pip install 'ethalign[gpu]'); without them use model.quantization=none."
+            "model.quantization=nf4 needs bitsandbytes (pip install 'ethalign[gpu]') and an NVIDIA"
+            " GPU or, slowly, a processor; without them use model.quantization=none."
         )
 
 
@@ -212,11 +221,14 @@ def _four_bits(device: str, dtype: str, *, double: bool) -> dict[str, Any]:
         bnb_4bit_compute_dtype=getattr(torch, dtype),
         bnb_4bit_use_double_quant=double,
     )
-    return {"quantization_config": four, "device_map": {"": 0}}
+    return {"quantization_config": four, "device_map": {"": device}}
 
 
 def known(name: str) -> None:
-    """Refuse a model id (UserError) that is neither packaged, nor a folder, nor like a Hub id."""
+    """Refuse a model id (UserError) that is neither packaged, nor a folder, nor like a Hub id.
+
+    A Hub id may carry its commit, ``org/name@commit``.
+    """
     hub = name.count("/") == 1 and not name.startswith((".", "/"))
     if name not in PACKAGED and not Path(name).is_dir() and not hub:
         raise UserError(
@@ -225,8 +237,10 @@ def known(name: str) -> None:
         )
 
 
-def locate(settings: Model, seed: int = 0) -> tuple[Path, dict[str, Any]]:
+def locate(settings: Model, seed: int = 0, *, weights: bool = True) -> tuple[Path, dict[str, Any]]:
     """The folder that holds a model, and ``{id, revision, sha256}`` for the record.
+
+    Without ``weights`` only what a tokenizer needs is fetched, and there is no checksum.
 
     Raises:
         UserError: an id that cannot be had, or weights with another hash than ``sha256``.
@@ -236,8 +250,10 @@ def locate(settings: Model, seed: int = 0) -> tuple[Path, dict[str, Any]]:
     if settings.id in PACKAGED:
         folder = packaged(settings.id, seed)
     elif not folder.is_dir():
-        folder = _hub(settings.id, settings.revision)
+        folder = _hub(settings.id, settings.revision, weights=weights)
         revision = folder.name
+    if not weights:
+        return folder, {"id": settings.id, "revision": revision}
     found = weights_sha256(folder)
     if settings.sha256 and found != settings.sha256:
         raise UserError(
@@ -261,7 +277,7 @@ def identity(name: str, seed: int = 0) -> str:
 
 
 def encoder(name: str, seed: int = 0) -> Path:
-    """The folder of an encoder or tokenizer by its id: packaged, Hub or local."""
+    """The folder of an encoder by its id: packaged, Hub or local."""
     return locate(Model(id=name), seed)[0]
 
 
@@ -371,12 +387,28 @@ def _dequantise(gguf: Path, target: Path) -> Path:
     return target
 
 
-def _hub(name: str, revision: str | None) -> Path:
+def _hub(name: str, revision: str | None, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    wanted = ["*.json", "*.model", "*.txt", "*.jinja", *["*.safetensors"] * weights]
+    # The same weights once more, in the form of their makers.
+    twice = ["consolidated*", "original/*"]
+    name, _, pinned = name.partition("@")
+    how: dict[str, Any] = {"allow_patterns": wanted, "ignore_patterns": twice}
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(name, revision=pinned or revision, **how))
+    except GatedRepoError:
+        raise UserError(
+            f"{name} is given only to those who accept its licence: do so at"
+            f" https://huggingface.co/{name}, make a token at"
+            " https://huggingface.co/settings/tokens and put it into the variable HF_TOKEN."
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(
+            f"{name} has no commit {pinned or revision}; with model.revision=null the newest is"
+            " used and recorded."
+        ) from None
     except Exception as error:
         raise UserError(
             f"model {name} could not be downloaded from the Hub ({type(error).__name__});"

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ethalign.config import UserError
+
 
 def wrap(template: str, text: str, tokenizer: Any, ending: str = "\nAnswer:") -> str:
     """A question that ends with ``ending``, in the tokenizer's chat template if asked for.
@@ -23,7 +25,23 @@ def wrap(template: str, text: str, tokenizer: Any, ending: str = "\nAnswer:") ->
         return text
     if tokenizer is None:
         raise ValueError("the chat template needs a tokenizer")
-    turn = [{"role": "user", "content": text.removesuffix(ending)}]
-    chat = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     # The choices begin with a blank, so the turn ends where a blank may follow.
-    return str(chat).rstrip("\n") + ending
+    return turn(text.removesuffix(ending), tokenizer).rstrip("\n") + ending
+
+
+def turn(text: str, tokenizer: Any) -> str:
+    """What a user says in the tokenizer's chat template, up to where the answer begins.
+
+    A beginning-of-sequence token that the template writes is left to the tokenizer where it puts
+    one before every text: no model has seen two.
+
+    Raises:
+        UserError: a tokenizer without a chat template.
+    """
+    if not tokenizer.chat_template:
+        raise UserError("this model's tokenizer has no chat template; use prompt.template=plain.")
+    said = [{"role": "user", "content": text}]
+    chat = str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+    begin = tokenizer.bos_token
+    twice = begin and tokenizer(chat)["input_ids"][:2] == [tokenizer.bos_token_id] * 2
+    return chat.removeprefix(begin) if twice else chat

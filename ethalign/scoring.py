@@ -6,6 +6,7 @@ ones continue from its cached keys and values. Logits exist for the positions th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,24 +30,44 @@ def choice_logprobs(
     """Log-probability of each of k choices behind each of n prompts, (n, k), each at most 0.
 
     log p(choice | prompt) = sum over its tokens of log p(token | prompt, tokens before), natural
-    log. Prompt and choice are tokenised apart, as in training, so a choice should begin with
-    its blank (" ethical"). Prompts of like length share a forward pass.
+    log. A choice should begin with its blank (" ethical"); for its tokens see ``split``. Prompts
+    of like length share a forward pass.
 
     Raises:
         ValueError: a choice without tokens.
     """
     import torch
 
-    ids = [tokenizer(p)["input_ids"] for p in prompts]
-    answers = [tokenizer(c, add_special_tokens=False)["input_ids"] for c in choices]
-    if not all(answers):
+    pairs = [split(tokenizer, prompt, choices) for prompt in prompts]
+    ids = [before for before, _ in pairs]
+    if not all(all(answers) for _, answers in pairs):
         raise ValueError("every choice needs at least one token")
     out, head = np.zeros((len(prompts), len(choices))), Head(model)
     with torch.inference_mode():
         for group in by_length(ids, batch_size, "scoring", quiet=True):
             asked = left_pad([ids[i] for i in group], tokenizer.pad_token_id, model.device)
+            answers = [pairs[i][1] for i in group]
             out[group] = _score(model, head, asked, answers, tokenizer.pad_token_id)
     return out
+
+
+def split(tokenizer: Any, prompt: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    """Token ids of a prompt, and of each text that goes on behind it.
+
+    The latter are what the encoding of both together has behind that of the prompt. Encoded by
+    itself, a text would get another blank before it from many SentencePiece tokenizers. Where a
+    token lies across the boundary it is encoded by itself all the same, with a warning.
+    """
+    before, found = tokenizer(prompt)["input_ids"], []
+    for text in texts:
+        both = tokenizer(prompt + text)["input_ids"]
+        if both[: len(before)] == before:
+            found.append(both[len(before) :])
+            continue
+        found.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ends = f"{prompt[-12:]!r} and {text[:12]!r}"
+        warnings.warn(f"one token lies across {ends}; they are encoded apart", stacklevel=2)
+    return before, found
 
 
 def by_length(rows: Sequence[Any], size: int, what: str, *, quiet: bool) -> Iterable[Any]:
@@ -57,13 +78,17 @@ def by_length(rows: Sequence[Any], size: int, what: str, *, quiet: bool) -> Iter
 
 
 def _score(
-    model: Any, head: Head, asked: Padded, answers: list[list[int]], pad: int
+    model: Any, head: Head, asked: Padded, answers: list[list[list[int]]], pad: int
 ) -> NDArray[np.float64]:
-    long = [j for j, answer in enumerate(answers) if len(answer) > 1]
+    """Log-probabilities of the answers behind each row, (rows, choices)."""
+    import torch
+
+    long = [j for j, one in enumerate(zip(*answers, strict=True)) if max(map(len, one)) > 1]
     hidden, cache = backbone(model, *asked, use_cache=bool(long))
-    scores = head(hidden[:, -1:])[:, 0][:, [answer[0] for answer in answers]].double()
+    first = torch.tensor([[ids[0] for ids in row] for row in answers], device=model.device)
+    scores = wide(head(hidden[:, -1:])[:, 0].gather(1, first))
     if long:
-        rest = [answers[j] for j in long]
+        rest = [row[j] for row in answers for j in long]
         scores[:, long] += _continue(model, head, asked, cache, rest, pad)
     return np.asarray(scores.cpu().numpy(), dtype=float)
 
@@ -71,15 +96,16 @@ def _score(
 def _continue(
     model: Any, head: Head, asked: Padded, cache: Any, long: list[list[int]], pad: int
 ) -> Tensor:
-    """Log-probability of the second and later tokens of the long choices, (rows, choices)."""
+    """Log-probability of second and later tokens of ``long``, k choices a row: (rows, k)."""
     import torch
 
-    rows, k = asked.ids.shape[0], len(long)
+    rows = asked.ids.shape[0]
+    k = len(long) // rows
     width = max(len(answer) for answer in long) - 1
 
     def padded(parts: list[list[int]], fill: int) -> Tensor:
         table = [part + [fill] * (width - len(part)) for part in parts]
-        return torch.tensor(table, device=model.device).repeat(rows, 1)
+        return torch.tensor(table, device=model.device)
 
     fed = padded([answer[:-1] for answer in long], pad)
     wanted = padded([answer[1:] for answer in long], pad)
@@ -90,7 +116,12 @@ def _continue(
     mask = torch.cat([asked.mask.repeat_interleave(k, 0), counted], 1)
     hidden, _ = backbone(model, fed, mask, position, cache)
     logp = head(hidden).gather(2, wanted[..., None])[..., 0] * counted
-    return logp.sum(1).double().reshape(rows, k)
+    return wide(logp.sum(1)).reshape(rows, k)
+
+
+def wide(values: Tensor) -> Tensor:
+    """The values in float64, on the processor where the device (Apple's) has no such numbers."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 class Padded(NamedTuple):

@@ -7,6 +7,7 @@ length share a batch, and the state is saved often enough to be killed at any mo
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -20,7 +21,7 @@ import numpy as np
 
 from ethalign import models, records, sources
 from ethalign.config import Model, Run, Tuning, UserError, digest
-from ethalign.scoring import backbone, left_pad, logits
+from ethalign.scoring import backbone, left_pad, logits, split
 
 IGNORED = -100
 
@@ -49,6 +50,7 @@ class Fitted(NamedTuple):
     truncated: int
     trainable: int
     resumed_at: int
+    notes: list[str]
 
 
 def fit(
@@ -99,20 +101,23 @@ def fit(
     tokens = work.run(itertools.islice(steps, work.done, None))
     truncated = sum(len(row.ids) == length for row in first)
     count = sum(p.numel() for p in work.trained)
-    return Fitted(updates, tokens, truncated, count, work.done)
+    return Fitted(updates, tokens, truncated, count, work.done, work.notes)
 
 
 class _Training:
     """What an update changes and a checkpoint holds, from start or checkpoint to the adapter."""
 
     def __init__(self, loaded: models.Loaded, settings: Tuning, out: Path, updates: int) -> None:
+        import torch
         from transformers import get_scheduler
 
         self.loaded, self.settings, self.out, self.updates = loaded, settings, out, updates
         self.checkpoint = out / "checkpoint"
         self.model = adapt(loaded, settings)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(self.trained, settings)
+        self.optimizer, self.notes = _optimizer(self.trained, settings, loaded.device)
+        # Gradients of float16 vanish below 6e-8: the loss is scaled up, and they down again.
+        self.scaler = torch.amp.GradScaler(loaded.device, enabled=loaded.dtype == "float16")
         # The authors set a warm-up beside "constant", which ignores it; so does this schedule.
         warm = math.ceil(settings.warmup * updates) if settings.schedule != "constant" else None
         self.schedule = get_scheduler(settings.schedule, self.optimizer, warm, updates)
@@ -157,10 +162,12 @@ class _Training:
             with torch.autocast(loaded.device, **half):
                 loss = batch_loss(self.model, batch, loaded.tokenizer.pad_token_id, loaded.device)
                 loss = loss / weight
-            loss.backward()
+            self.scaler.scale(loss).backward()
             total += float(loss.detach())
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.trained, self.settings.max_grad_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)  # not where scaled gradients overflowed
+        self.scaler.update()
         self.optimizer.zero_grad()
         if not math.isfinite(total):
             raise UserError(f"the loss is {total} at update {step}; lower tuning.lr.")
@@ -168,7 +175,8 @@ class _Training:
         self.schedule.step()
         tokens = sum(len(row.ids) for batch in micro for row in batch)
         seconds = round(time.perf_counter() - clock, 3)
-        return {"loss": total, "lr": rate, "tokens": tokens, "seconds": seconds}
+        scale = {"scale": self.scaler.get_scale()} if self.scaler.is_enabled() else {}
+        return {"loss": total, "lr": rate, "tokens": tokens, "seconds": seconds, **scale}
 
     def save(self, step: int) -> None:
         """Adapters, optimiser, schedule and random state, without pickles."""
@@ -176,15 +184,16 @@ class _Training:
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        adapter = get_peft_model_state_dict(self.model)
-        tensors = {f"adapter/{name}": value.contiguous() for name, value in adapter.items()}
-        for number, values in self.optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                tensors[f"optimizer/{number}/{name}"] = torch.as_tensor(value).contiguous()
-        tensors["random/cpu"] = torch.get_rng_state()
+        state: dict[str, Any] = {"adapter": get_peft_model_state_dict(self.model)}
+        state["optimizer"] = self.optimizer.state_dict()["state"]
+        state["random"] = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
-            tensors["random/cuda"] = torch.cuda.get_rng_state()
+            state["random"]["cuda"] = torch.cuda.get_rng_state()
+        leaves = dict(_leaves(state))
+        tensors = {k: v.contiguous() for k, v in leaves.items() if isinstance(v, torch.Tensor)}
         note = {"step": step, "schedule": self.schedule.state_dict()}
+        note["scaler"] = self.scaler.state_dict()
+        note["numbers"] = {k: v for k, v in leaves.items() if k not in tensors}
         with _replacing(self.checkpoint) as path:
             path.mkdir()
             save_file(tensors, path / "state.safetensors")
@@ -206,15 +215,22 @@ class _Training:
         if not sound:
             self.loaded.notes.append("the checkpoint was damaged: training began anew")
             return 0
-        parts: dict[str, dict[str, Any]] = {}
-        for key, tensor in load_file(self.checkpoint / "state.safetensors").items():
-            place, _, name = key.rpartition("/")
-            parts.setdefault(place, {})[name] = tensor
-        random = parts.pop("random")
-        set_peft_model_state_dict(self.model, parts.pop("adapter"))
-        state = {int(place.partition("/")[2]): values for place, values in parts.items()}
+        tree: dict[str, Any] = {"optimizer": {}}
+        for key, value in (
+            *load_file(self.checkpoint / "state.safetensors").items(),
+            *note["numbers"].items(),
+        ):
+            *path, name = key.split("/")
+            functools.reduce(lambda part, step: part.setdefault(step, {}), path, tree)[name] = (
+                value
+            )
+        random = tree["random"]
+        set_peft_model_state_dict(self.model, tree["adapter"])
+        state = {int(number): values for number, values in tree["optimizer"].items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.schedule.load_state_dict(note["schedule"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(note["scaler"])
         rates = self.schedule.get_last_lr()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -233,8 +249,13 @@ def stage(
     """
     loaded = models.load(run.model, seed=run.seed)
     fitted = fit(loaded, make(loaded.tokenizer), run.tuning, where, seed=run.seed)
-    facts = {"tokens": fitted.tokens, "updates": fitted.updates, "trained": fitted.trainable}
-    return {"model": loaded.record, "notes": loaded.notes, **facts, "cut": fitted.truncated}
+    facts: dict[str, Any] = {
+        "tokens": fitted.tokens,
+        "updates": fitted.updates,
+        "trained": fitted.trainable,
+    }
+    facts["notes"] = [*loaded.notes, *fitted.notes]
+    return {"model": loaded.record, **facts, "cut": fitted.truncated}
 
 
 def adapt(loaded: models.Loaded, settings: Tuning) -> Any:
@@ -243,7 +264,8 @@ def adapt(loaded: models.Loaded, settings: Tuning) -> Any:
 
     model: Any = loaded.model
     if getattr(model, "is_loaded_in_4bit", False):
-        model = prepare_model_for_kbit_training(model)
+        again: dict[str, Any] = {"use_reentrant": False}
+        model = prepare_model_for_kbit_training(model, gradient_checkpointing_kwargs=again)
     shape: dict[str, Any] = {"r": settings.lora_r, "lora_alpha": settings.lora_alpha}
     shape["target_modules"] = None if settings.lora_targets == "default" else "all-linear"
     shape |= {"lora_dropout": settings.lora_dropout, "bias": "none", "task_type": "CAUSAL_LM"}
@@ -267,7 +289,9 @@ def with_adapter(settings: Model, adapter: Path | None, *, seed: int = 0) -> mod
     wide = settings if quantized else settings.model_copy(update={"dtype": "float32"})
     loaded = models.load(wide, seed=seed)
     try:
-        model: Any = PeftModel.from_pretrained(loaded.model, adapter)
+        # Adapters are read where the model is, which need not be the fastest device there is.
+        place = {"torch_device": loaded.device}
+        model: Any = PeftModel.from_pretrained(loaded.model, adapter, **place)
         with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
             fits = {*file.keys()} == {
                 *get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -290,10 +314,9 @@ def with_adapter(settings: Model, adapter: Path | None, *, seed: int = 0) -> mod
 def encode(tokenizer: Any, example: Example, settings: Tuning) -> Encoded:
     """Token ids and labels of one row, cut to ``max_length`` at its end.
 
-    Prompt and completion are tokenised apart, so that their boundary is the same at evaluation.
+    Prompt and completion meet where they do at evaluation, see ``scoring.split``.
     """
-    prompt = tokenizer(example.prompt)["input_ids"]
-    answer = tokenizer(example.completion, add_special_tokens=False)["input_ids"]
+    prompt, (answer,) = split(tokenizer, example.prompt, [example.completion])
     if settings.append_eos:
         answer = [*answer, tokenizer.eos_token_id]
     before = prompt if settings.loss == "sequence" else [IGNORED] * len(prompt)
@@ -356,20 +379,33 @@ def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> An
     return (nll * weights[counted.nonzero()[:, 0]]).sum()
 
 
-def _optimizer(trained: list[Any], settings: Tuning) -> Any:
+def _leaves(tree: dict[Any, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    """What a nested dict holds, by the path there (bitsandbytes nests the state of AdamW)."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{place}{key}/")
+        else:
+            yield f"{place}{key}", value
+
+
+def _optimizer(trained: list[Any], settings: Tuning, device: str) -> tuple[Any, list[str]]:
+    """The optimiser, and a note where it is not quite what was asked for."""
     import torch
 
     options: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(trained, **options)
+        return torch.optim.AdamW(trained, **options), []
     try:
-        from bitsandbytes.optim import PagedAdamW32bit
+        from bitsandbytes.optim import AdamW32bit, PagedAdamW32bit
     except ImportError:
         raise UserError(
             "tuning.optimizer=paged_adamw_32bit needs bitsandbytes (pip install 'ethalign[gpu]');"
             " without it use tuning.optimizer=adamw."
         ) from None
-    return PagedAdamW32bit(trained, **options)
+    if device == "cuda":
+        return PagedAdamW32bit(trained, **options), []
+    note = f"optimizer adamw_32bit: the same updates; only a GPU has memory to page, {device} not"
+    return AdamW32bit(trained, **options), [note]
 
 
 @contextlib.contextmanager

@@ -113,11 +113,9 @@ def answer_logprobs(run: Run, loaded: Loaded, asked: list[str]) -> Floats:
     s to answer 1 and times 1 - s to answer 2: the answer is the expected share.
     """
     groups, model, tokenizer = prompts.verbalizers(run.votes), loaded.model, loaded.tokenizer
-    tokens = {
-        tuple(tokenizer(text, add_special_tokens=False)["input_ids"]): text
-        for text in reversed(dict.fromkeys([*groups[0], *groups[1]]))
-    }
-    texts = list(tokens.values())
+    texts = list(reversed(dict.fromkeys([*groups[0], *groups[1]])))
+    _, ids = scoring.split(tokenizer, asked[0], texts)
+    texts = list({tuple(i): text for i, text in zip(ids, texts, strict=True)}.values())
     logp = scoring.choice_logprobs(model, tokenizer, asked, texts, batch_size=len(asked))
     if run.votes.target == "verbalised":
         share = np.array([float(text.strip(" %")) / 100 for text in texts])

@@ -11,7 +11,7 @@ from typing import Any
 
 from ethalign.honesty.data import LETTERS
 from ethalign.honesty.targets import IDK
-from ethalign.prompts import wrap
+from ethalign.prompts import turn, wrap
 
 ENDING = "\nA:"
 PLAIN = "Q: {}" + ENDING
@@ -50,9 +50,7 @@ def request(text: str, tokenizer: Any) -> tuple[str, str]:
     """
     if not getattr(tokenizer, "chat_template", None):
         return text, "\n"
-    turn = [{"role": "user", "content": text}]
-    asked = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    return str(asked), ""
+    return turn(text, tokenizer), ""
 
 
 def reworded(row: Mapping[Any, Any]) -> dict[Any, Any]:

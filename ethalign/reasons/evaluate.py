@@ -114,9 +114,10 @@ def _answer(run: Run, loaded: models.Loaded, most: int, border: float | None, it
     rows = [{key: item[key] for key in KEPT if key in item} for item in items]
     asked = [prompts.question(settings, i["statement"], tokenizer=tokenizer) for i in items]
     chosen = [k for k, item in enumerate(items) if item["written"]]
-    texts = _write(
-        run, loaded, [asked[k] for k in chosen], min(12, most) if kind == "label" else most
-    )
+    # One word is asked for and taught; an untuned model answers other templates at length.
+    brief = kind == "label" and (run.tuning.enabled or run.prompt.template == "plain")
+    room = min(12, most) if brief else most
+    texts = _write(run, loaded, [asked[k] for k in chosen], room)
     for k, (text, cut) in zip(chosen, texts, strict=True):
         verdict, reason = prompts.read(settings, text)
         rows[k] |= {"generated": text, "text_verdict": verdict, "reason": reason, "cut": cut}
@@ -150,6 +151,8 @@ def _write(
     """Texts of at most (and at least) so many tokens, and whether they had no room to end."""
     how: Any = {"temperature": run.evaluation.temperature, "seed": run.seed}
     how |= {"max_new_tokens": most, "min_new_tokens": least, "batch_size": max(1, len(asked))}
+    if run.tuning.enabled and not run.tuning.append_eos:
+        how["stop"] = "\n"  # such a model has not learnt where its answer ends
     found = generation.write(loaded.model, loaded.tokenizer, asked, **how)
     return [(text, bool(n >= most)) for text, n in zip(found.texts, found.tokens, strict=True)]
 

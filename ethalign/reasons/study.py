@@ -49,7 +49,10 @@ STUDY = Study(
         ),
         Stage(
             "evaluate",
-            reads=("data", "model", "prompt", "evaluation", "tuning.rows", "baselines.encoder"),
+            reads=(
+                *("data", "model", "prompt", "evaluation", "baselines.encoder"),
+                *("tuning.rows", "tuning.enabled", "tuning.append_eos"),
+            ),
             compute=evaluate.compute,
             files=lambda run: data.files(run, "train", "test", "cross"),
             models=("model.id", "baselines.encoder"),

@@ -234,6 +234,41 @@ def test_a_label_only_model_is_asked_for_its_reason_and_may_not_be_silent(
     assert found.loc[found["written"], "cut"].all()
 
 
+@pytest.mark.parametrize(
+    ("variant", "template", "tokens", "stop"),
+    [
+        ("pretrained", "plain", 12, None),
+        ("pretrained", "dfar-llama", 40, None),
+        ("L", "dfar-llama", 12, "\n"),
+        ("LR", "dfar-llama", 40, "\n"),
+        ("LR", "plain", 40, None),
+    ],
+)
+def test_a_verdict_has_room_and_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny: models.Loaded,
+    variant: str,
+    template: str,
+    tokens: int,
+    stop: str | None,
+) -> None:
+    """An untuned model explains itself; one that never learnt to stop would contradict itself."""
+    asked: list[dict[str, Any]] = []
+
+    def write(model: Any, tokenizer: Any, texts: list[str], **how: Any) -> generation.Written:
+        asked.append(how)
+        return generation.Written(
+            ["x"] * len(texts), np.zeros(len(texts)), np.ones(len(texts), int)
+        )
+
+    monkeypatch.setattr(generation, "write", write)
+    own = {"prompt.template": template, "tuning.append_eos": template == "plain"}
+    run = resolved(variant, overrides={**own, "evaluation.limit_generate": 2, "data.cross": False})
+    evaluate.ask(run, tiny, data.tests(run), tmp_path / "p.jsonl", 40, 0.0)
+    assert (asked[0]["max_new_tokens"], asked[0].get("stop")) == (tokens, stop)
+
+
 def test_what_stays_empty_is_no_reason_and_not_a_misaligned_one() -> None:
     """Older records call it misaligned, and say that it argues for nothing."""
     written = table(written=[True] * 4, text_verdict=["ethical"] * 4)

@@ -60,6 +60,8 @@ def test_a_row_without_a_reason_teaches_the_label() -> None:
 
 def test_the_chat_template_goes_around_the_question() -> None:
     class Tokenizer:
+        chat_template, bos_token = "there is one", None
+
         def apply_chat_template(
             self, turns: Any, tokenize: bool, add_generation_prompt: bool
         ) -> str:

@@ -1,0 +1,333 @@
+"""The papers' path, end to end: their families, tokenizers and settings, with tiny weights.
+
+What works in four bits with a few hundred thousand weights works in four bits with seven billion.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import families
+import huggingface_hub
+import numpy as np
+import peft.peft_model
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+from safetensors.torch import load_file
+
+from ethalign import config, generation, models, prompts, records, scoring, tuning
+from ethalign.config import UserError
+from ethalign.models import Loaded
+from ethalign.reasons import prompts as reasons
+from ethalign.reasons.settings import Prompt
+
+CHOICES = reasons.CHOICES
+# The templates that the studies use with a family at the scale `paper`.
+TEMPLATES = {"llama2": "dfar-llama", "mistral-v1": "dfar-mistral"}
+STATEMENTS = [f"I gave {k} of them back to my friend." for k in range(8)]
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder of a family, made when it is first asked for."""
+    home, made = tmp_path_factory.mktemp("families"), dict[str, Path]()
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = families.make(name, home / name)
+        return made[name]
+
+    return folder
+
+
+def settings(folder: Path, **changes: Any) -> config.Model:
+    return config.Model(**{"id": str(folder), "device": "cpu", "dtype": "float32", **changes})
+
+
+def four_bits(name: str, folder: Path) -> config.Model:
+    """As the studies hold the family in memory."""
+    dtype = "float16" if name == "llama2" else "bfloat16"
+    double = name == "mistral-v1"
+    return settings(folder, dtype=dtype, quantization="nf4", double_quantization=double)
+
+
+def asked(name: str, loaded: Loaded) -> list[tuning.Example]:
+    template: Any = TEMPLATES.get(name, "chat")
+    wanted = Prompt(template=template, literal_bos=template == "dfar-mistral")
+    return [
+        tuning.Example(
+            reasons.question(wanted, text, tokenizer=loaded.tokenizer),
+            reasons.target(wanted, reasons.LABELS[k % 2], ""),
+        )
+        for k, text in enumerate(STATEMENTS)
+    ]
+
+
+def tokens(loaded: Loaded, ids: list[int]) -> list[str]:
+    tokenizer: Any = loaded.tokenizer
+    found: list[str] = tokenizer.convert_ids_to_tokens(ids)
+    return found
+
+
+PAPER = config.Tuning(
+    epochs=2,
+    lr=2.0e-3,
+    batch_size=4,
+    schedule="constant",
+    weight_decay=0.001,
+    max_grad_norm=0.3,
+    optimizer="paged_adamw_32bit",
+    max_length=512,
+    lora_r=8,
+    lora_dropout=0.1,
+    lora_targets="default",
+    loss="sequence",
+    append_eos=False,
+    checkpoint_every=1,
+)
+
+
+@pytest.mark.parametrize("name", families.CAUSAL)
+def test_a_family_is_tuned_killed_resumed_scored_and_asked_in_four_bits(
+    family: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, whole = four_bits(name, family(name)), tuning._Training.update
+    folders = [tmp_path / "calm", tmp_path / "killed"]
+
+    def fit(out: Path) -> tuning.Fitted:
+        out.mkdir(exist_ok=True)
+        loaded = models.load(model)
+        return tuning.fit(loaded, asked(name, loaded), PAPER, out, seed=0)
+
+    def killed(self: tuning._Training, step: int, micro: Any) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return whole(self, step, micro)
+
+    calm = fit(folders[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning._Training, "update", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit(folders[1])
+    again = fit(folders[1])
+    assert (calm.resumed_at, again.resumed_at, again.updates) == (0, 2, 4)
+    assert "adamw_32bit" in calm.notes[0]
+    one, two = (load_file(f / "adapter" / "adapter_model.safetensors") for f in folders)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert any(value.any() for key, value in one.items() if "lora_B" in key), "it has learnt"
+
+    loaded = tuning.with_adapter(model, folders[0] / "adapter")
+    texts = [row.prompt for row in asked(name, loaded)]
+    found = scoring.choice_logprobs(loaded.model, loaded.tokenizer, texts, CHOICES, batch_size=3)
+    assert np.allclose(found, [[plain(loaded, t, c) for c in CHOICES] for t in texts], atol=0.1)
+    model_, ids = loaded.model, loaded.tokenizer(texts[0], return_tensors="pt")
+    with torch.no_grad():
+        greedy: Any = model_.generate(**ids, max_new_tokens=3, do_sample=False)
+    new = greedy[0][ids["input_ids"].shape[1] :].tolist()
+    written = generation.generate(loaded.model, loaded.tokenizer, texts[:1], max_new_tokens=3)
+    assert written == [loaded.tokenizer.decode(new, skip_special_tokens=True)]
+
+
+def plain(loaded: Loaded, prompt: str, choice: str) -> float:
+    """Log-probability of a choice by one forward pass over the encoding of both together."""
+    model: Any = loaded.model
+    before = len(loaded.tokenizer(prompt)["input_ids"])
+    ids = loaded.tokenizer(prompt + choice)["input_ids"]
+    with torch.no_grad():
+        logp = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return sum(float(logp[k - 1, ids[k]]) for k in range(before, len(ids)))
+
+
+@pytest.mark.parametrize("name", families.CAUSAL)
+def test_prompt_and_answer_meet_where_the_tokenizer_has_them_meet(family: Any, name: str) -> None:
+    """No blank that nobody wrote: what is trained and scored is the encoding of the whole text."""
+    loaded = models.load(settings(family(name)))
+    for row in asked(name, loaded):
+        encoded = tuning.encode(loaded.tokenizer, row, config.Tuning(append_eos=False))
+        assert encoded.ids == loaded.tokenizer(row.prompt + row.completion)["input_ids"]
+        assert tokens(loaded, [i for i in encoded.labels if i != tuning.IGNORED])[0] not in "▁Ġ"
+    texts = [row.prompt for row in asked(name, loaded)][:3]
+    found = scoring.choice_logprobs(loaded.model, loaded.tokenizer, texts, CHOICES, batch_size=2)
+    assert np.allclose(found, [[plain(loaded, t, c) for c in CHOICES] for t in texts], atol=1e-4)
+
+
+def test_a_byte_level_tokenizer_encodes_as_before(family: Any, tiny: Loaded) -> None:
+    """Of Qwen's kind (SmolLM2's as well) and of the random model: prompt and answer apart."""
+    for loaded in (tiny, models.load(settings(family("qwen2")))):
+        for prompt, texts in (
+            ("Answer:", CHOICES),
+            ("\nA:", (" 50 %", "Yes", " I'm ")),
+            ("a\n", "b"),
+        ):
+            before, found = scoring.split(loaded.tokenizer, prompt, texts)
+            assert before == loaded.tokenizer(prompt)["input_ids"]
+            apart = [loaded.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+            assert found == apart
+
+
+def test_a_token_across_the_boundary_is_said(family: Any) -> None:
+    loaded = models.load(settings(family("llama3")))
+    with pytest.warns(UserWarning, match=r"one token lies across 'e answer is ' and 'ethical'"):
+        before, (found,) = scoring.split(loaded.tokenizer, "The answer is ", ["ethical"])
+    assert loaded.tokenizer.decode(before + found, skip_special_tokens=True) == (
+        "The answer is ethical"
+    )
+
+
+@pytest.mark.parametrize("name", families.CAUSAL)
+def test_a_chat_begins_once(family: Any, name: str) -> None:
+    """Whether the template writes the beginning of the text, the tokenizer, both or neither."""
+    loaded = models.load(settings(family(name)))
+    tokenizer: Any = loaded.tokenizer
+    ids = tokenizer(prompts.turn("Is it ethical?", tokenizer))["input_ids"]
+    assert ids.count(tokenizer.bos_token_id) == int(name != "qwen2")
+    assert tokenizer.decode(ids).startswith(tokenizer.bos_token or "<|im_start|>")
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match=r"no chat template; use prompt\.template=plain"):
+        prompts.turn("Is it ethical?", tokenizer)
+
+
+def test_a_beginning_that_is_part_of_the_template_stays(family: Any) -> None:
+    """SmolLM2 calls `<|im_start|>`, which every turn begins with, the beginning of a text."""
+    tokenizer: Any = models.load(settings(family("qwen2"))).tokenizer
+    tokenizer.bos_token = "<|im_start|>"
+    assert prompts.turn("Why?", tokenizer).startswith("<|im_start|>user\nWhy?")
+
+
+def test_padding_lies_inside_the_embedding(family: Any) -> None:
+    """As the authors set it: the end of a text where the tokenizer has nothing that fits."""
+    ends = {"llama2": "</s>", "llama3": "<|eot_id|>", "mistral-v1": "</s>", "gemma3": "<pad>"}
+    for name, token in ends.items():
+        loaded = models.load(settings(family(name)))
+        assert loaded.tokenizer.pad_token == token
+        found = scoring.choice_logprobs(
+            loaded.model, loaded.tokenizer, ["No", "A longer one:"], CHOICES
+        )
+        assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", ["mistral-v1", "gemma3"])
+def test_a_text_longer_than_the_window_of_attention(family: Any, name: str) -> None:
+    """Scored and continued as by plain forward passes, with a shared opening and without."""
+    loaded = models.load(settings(family(name)))
+    texts = [f"{'I usually help my friend. ' * 8}{end}:" for end in ("Why", "Is it ethical", "A")]
+    assert min(len(loaded.tokenizer(t)["input_ids"]) for t in texts) > 2 * 32
+    found = scoring.choice_logprobs(loaded.model, loaded.tokenizer, texts, CHOICES)
+    assert np.allclose(found, [[plain(loaded, t, c) for c in CHOICES] for t in texts], atol=1e-4)
+    together = generation.write(loaded.model, loaded.tokenizer, texts, max_new_tokens=6)
+    for k, text in enumerate(texts):
+        alone = generation.write(loaded.model, loaded.tokenizer, [text], max_new_tokens=6)
+        assert (together.texts[k], together.tokens[k]) == (alone.texts[0], alone.tokens[0])
+        assert together.logp[k] == pytest.approx(alone.logp[0], abs=1e-4)
+
+
+def test_float16_learns_what_float32_learns(family: Any, tmp_path: Path) -> None:
+    """Gradients that float16 has no numbers for are scaled up, and the scale is resumed."""
+    found, name = [], "llama2"
+    for dtype in ("float32", "float16"):
+        loaded = models.load(settings(family(name), dtype=dtype))
+        head: Any = loaded.model.get_output_embeddings()
+        with torch.no_grad():
+            head.weight.mul_(1e-4)  # so that gradients are as small as those of a large model
+        how = PAPER.model_copy(update={"epochs": 1, "optimizer": "adamw", "lora_dropout": 0.0})
+        (tmp_path / dtype).mkdir()
+        tuning.fit(loaded, asked(name, loaded), how, tmp_path / dtype, seed=0)
+        weights = load_file(tmp_path / dtype / "adapter" / "adapter_model.safetensors")
+        found.append(torch.cat([v.flatten() for k, v in weights.items() if "lora_B" in k]))
+    assert float(torch.cosine_similarity(*found, dim=0)) > 0.95
+    scales = [row["scale"] for row in records.read_rows(tmp_path / "float16/train_log.jsonl")]
+    assert min(scales) > 1
+    assert "scale" not in records.read_rows(tmp_path / "float32/train_log.jsonl")[0]
+
+
+class Hub:
+    """A Hub that gives a local folder, and notes what was asked for."""
+
+    def __init__(self, folder: Path, home: Path) -> None:
+        self.folder, self.home, self.asked = folder, home, list[dict[str, Any]]()
+
+    def __call__(self, name: str, **how: Any) -> str:
+        self.asked.append({"name": name, **how})
+        target = self.home / f"{name.replace('/', '--')}-{how['revision']}" / ("a" * 40)
+        for path in self.folder.iterdir():
+            if any(path.match(p) for p in how["allow_patterns"]):
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, target)
+        return str(target)
+
+
+def test_a_tokenizer_is_fetched_without_weights_and_recorded(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, pinned = Hub(family("mistral-v1"), tmp_path), "b" * 40
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    loaded = models.load(settings(family("zephyr"), tokenizer=f"some/tokenizer@{pinned}"))
+    (asked_for,) = hub.asked
+    assert (asked_for["name"], asked_for["revision"]) == ("some/tokenizer", pinned)
+    assert not any("safetensors" in pattern for pattern in asked_for["allow_patterns"])
+    assert loaded.record["tokenizer"] == {"id": f"some/tokenizer@{pinned}", "revision": "a" * 40}
+    assert loaded.tokenizer.chat_template == families.LLAMA2, "that of the other model"
+
+
+def test_weights_are_fetched_once_and_the_commit_is_recorded(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(family("mistral-v3"), tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub)
+    loaded = models.load(config.Model(id="some/model", device="cpu", dtype="float32"))
+    assert loaded.record["revision"] == "a" * 40
+    assert "consolidated*" in hub.asked[0]["ignore_patterns"], "Mistral's weights, a second time"
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (GatedRepoError, r"accept its licence.*https://huggingface\.co/some/model.*HF_TOKEN"),
+        (RevisionNotFoundError, r"some/model has no commit c+; with model\.revision=null"),
+    ],
+)
+def test_a_model_that_is_not_given_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, says: str
+) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise kind.__new__(kind)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(UserError, match=says):
+        models.load(config.Model(id="some/model", revision="c" * 40))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(
+    family: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(family("bert"), tmp_path / "other")
+    large = json.loads((folder / "tokenizer.json").read_text())
+    large["model"]["vocab"] |= {f"word{k}": 1000 + k for k in range(900)}
+    (folder / "tokenizer.json").write_text(json.dumps(large))
+    with pytest.raises(UserError, match=r"tokens, the model only .* another model\.tokenizer"):
+        models.load(settings(family("llama2"), tokenizer=str(folder)))
+
+
+def test_an_adapter_is_read_where_the_model_is(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `model.device=cpu` nothing goes to a GPU, though there may be one."""
+    loaded = models.load(settings(family("qwen2")))
+    how = PAPER.model_copy(update={"epochs": 1, "optimizer": "adamw"})
+    tuning.fit(loaded, asked("qwen2", loaded), how, tmp_path, seed=0)
+    monkeypatch.setattr(peft.peft_model, "infer_device", lambda: "cuda")
+    again = tuning.with_adapter(settings(family("qwen2")), tmp_path / "adapter")
+    assert again.model.device.type == "cpu"
+
+
+def test_no_device_is_asked_for_numbers_that_it_does_not_have() -> None:
+    """Apple's GPUs have no float64."""
+    there, here = (SimpleNamespace(device=SimpleNamespace(type=t)) for t in ("mps", "cpu"))
+    here.double = lambda: "wide"
+    there.cpu = lambda: here
+    assert [scoring.wide(values) for values in (there, here)] == ["wide", "wide"]  # type: ignore[arg-type]
