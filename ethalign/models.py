@@ -90,16 +90,16 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
     tokenizer = AutoTokenizer.from_pretrained(
         where, trust_remote_code=False, local_files_only=True
     )
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer of {settings.tokenizer or settings.id} has no end-of-sequence token;"
-            " name another model's with model.tokenizer."
-        )
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.vocab_size > rows:
         raise UserError(
             f"the tokenizer of {settings.tokenizer or settings.id} has {tokenizer.vocab_size}"
             f" tokens, the model only {rows}; choose another model.tokenizer."
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {settings.tokenizer or settings.id} has no end-of-sequence token;"
+            " name another model's with model.tokenizer."
         )
     # Some copies of Llama 2 have a token for padding that their embedding has no row for.
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
