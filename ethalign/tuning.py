@@ -26,19 +26,29 @@ IGNORED = -100
 
 
 class Example(NamedTuple):
-    """One row to learn; ``weight`` multiplies its loss (soft targets are weighted rows)."""
+    """One row to learn; ``weight`` multiplies its loss.
+
+    Of a soft target ``completion`` has the ``share`` and ``other`` the rest, at the token where
+    the two part; what comes before and behind it is learnt as ``completion`` has it.
+    """
 
     prompt: str
     completion: str
     weight: float = 1.0
+    other: str = ""
+    share: float = 1.0
 
 
 class Encoded(NamedTuple):
-    """Token ids, the same with positions without loss set to ``IGNORED``, and the weight."""
+    """Token ids, the same with positions without loss set to ``IGNORED``, and the weight.
+
+    ``soft`` is the place of a second label, that label, and the share of the first.
+    """
 
     ids: list[int]
     labels: list[int]
     weight: float
+    soft: tuple[int, int, float] | None = None
 
 
 class Fitted(NamedTuple):
@@ -58,6 +68,7 @@ def fit(
     out: Path,
     *,
     seed: int,
+    judge: Callable[[models.Loaded], float] | None = None,
 ) -> Fitted:
     """Fine-tune adapters and save them to ``out/adapter``, on from a checkpoint if there is one.
 
@@ -70,6 +81,8 @@ def fit(
         examples: rows, or a function of the epoch that gives its rows (for targets drawn anew).
         out: run folder; gets ``adapter/``, ``train_log.jsonl``, meanwhile ``checkpoint/``.
         seed: draws adapter weights, order of rows and dropout.
+        judge: a loss of the model after an epoch, on rows held out of training; the adapter is
+            that of the epoch with the least one (``held_out`` in the log), else of the last.
 
     Raises:
         UserError: no rows, or a loss that is not finite.
@@ -90,7 +103,7 @@ def fit(
             " shorten the texts."
         )
     torch.manual_seed(seed)  # before the adapter exists: its weights are drawn on creation
-    work = _Training(loaded, settings, out, updates)
+    work = _Training(loaded, settings, out, updates, judge)
     steps = (
         (epoch, micro)
         for epoch in range(settings.epochs)
@@ -105,9 +118,12 @@ def fit(
 class _Training:
     """What an update changes and a checkpoint holds, from start or checkpoint to the adapter."""
 
-    def __init__(self, loaded: models.Loaded, settings: Tuning, out: Path, updates: int) -> None:
+    def __init__(
+        self, loaded: models.Loaded, settings: Tuning, out: Path, updates: int, judge: Any
+    ) -> None:
         from transformers import get_scheduler
 
+        self.judge = judge
         self.loaded, self.settings, self.out, self.updates = loaded, settings, out, updates
         self.checkpoint = out / "checkpoint"
         self.model = adapt(loaded, settings)
@@ -125,19 +141,32 @@ class _Training:
         earlier = records.read_rows(log)[: self.done]
         records.write(log, "".join(map(records.line, earlier)))
         tokens, pending = sum(row["tokens"] for row in earlier), []
+        best = min((row["held_out"] for row in earlier if "held_out" in row), default=math.inf)
         steps = records.progress(steps, self.updates - self.done, "fine-tuning", "update")
         self.model.train()
         for step, (epoch, micro) in enumerate(steps, self.done + 1):
             pending.append({"step": step, "epoch": epoch, **self.update(step, micro)})
             tokens += pending[-1]["tokens"]
+            if self.judge and step % (self.updates // self.settings.epochs) == 0:
+                self.model.eval()
+                pending[-1]["held_out"] = score = self.judge(self.loaded)
+                self.model.train()
+                if not score >= best:
+                    best = score
+                    self.keep()
             if step % self.settings.checkpoint_every == 0 or step == self.updates:
                 records.append_rows(log, pending)
                 pending = []
                 self.save(step)
-        with _replacing(self.out / "adapter") as path:
-            self.model.save_pretrained(path)
+        if not self.judge:
+            self.keep()
         shutil.rmtree(self.checkpoint, ignore_errors=True)
         return int(tokens)
+
+    def keep(self) -> None:
+        """Write the adapters as they are now."""
+        with _replacing(self.out / "adapter") as path:
+            self.model.save_pretrained(path)
 
     def update(self, step: int, micro: list[list[Encoded]]) -> dict[str, Any]:
         """One optimiser step over its forward passes; the loss before the step, and facts."""
@@ -211,14 +240,17 @@ class _Training:
 
 
 def stage(
-    run: Run, where: Path, make: Callable[[Any], Sequence[Example] | Callable[[int], Any]]
+    run: Run,
+    where: Path,
+    make: Callable[[Any], Sequence[Example] | Callable[[int], Any]],
+    judge: Callable[[models.Loaded], float] | None = None,
 ) -> dict[str, Any]:
     """The fine-tuning stage of a study; facts for its record.
 
-    ``make`` gives, from the tokenizer, rows or a function of the epoch (see ``fit``).
+    ``make`` gives, from the tokenizer, rows or a function of the epoch; see ``fit`` for ``judge``.
     """
     loaded = models.load(run.model, seed=run.seed)
-    fitted = fit(loaded, make(loaded.tokenizer), run.tuning, where, seed=run.seed)
+    fitted = fit(loaded, make(loaded.tokenizer), run.tuning, where, seed=run.seed, judge=judge)
     facts = {"tokens": fitted.tokens, "updates": fitted.updates, "trained": fitted.trainable}
     return {"model": loaded.record, "notes": loaded.notes, **facts, "cut": fitted.truncated}
 
@@ -269,7 +301,13 @@ def encode(tokenizer: Any, example: Example, settings: Tuning) -> Encoded:
         answer = [*answer, tokenizer.eos_token_id]
     before = prompt if settings.loss == "sequence" else [IGNORED] * len(prompt)
     end = settings.max_length
-    return Encoded([*prompt, *answer][:end], [*before, *answer][:end], example.weight)
+    row = Encoded([*prompt, *answer][:end], [*before, *answer][:end], example.weight)
+    if example.share == 1:
+        return row
+    only = example._replace(completion=example.other, share=1.0)
+    both = enumerate(zip(row.labels, encode(tokenizer, only, settings).labels, strict=False))
+    parted = ((place, second) for place, (one, second) in both if one != second)
+    return row._replace(soft=next(((*at, example.share) for at in parted), None))
 
 
 def pack(rows: Sequence[Encoded], length: int) -> list[Encoded]:
@@ -323,8 +361,19 @@ def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> An
     hidden, _ = backbone(model, *asked, use_cache=False)
     scores = logits(model, hidden[:, :-1][counted]).float()
     nll = torch.nn.functional.cross_entropy(scores, labels[counted], reduction="none")
-    weights = torch.tensor([row.weight for row in rows], device=device)
-    return (nll * weights[counted.nonzero()[:, 0]]).sum()
+    weights, of = (
+        torch.tensor([row.weight for row in rows], device=device),
+        counted.nonzero()[:, 0],
+    )
+    loss = (nll * weights[of]).sum()
+    for k, row in enumerate(rows):
+        if row.soft:
+            place, second, share = row.soft
+            # Counted from the end, since rows are padded on the left.
+            at = counted.flatten()[: (k + 1) * counted.shape[1] + place - len(row.ids)].sum()
+            lost = scores[at, labels[k, place - len(row.ids)]] - scores[at, second]
+            loss = loss + row.weight * (1 - share) * lost
+    return loss
 
 
 def _optimizer(trained: list[Any], settings: Tuning) -> Any:

@@ -196,6 +196,11 @@ def tests(run: Run) -> dict[str, pd.DataFrame]:
     return {k: limit(table, run.data.limit_test, run.seed) for k, table in tables.items()}
 
 
+def held_out(run: Run) -> pd.DataFrame:
+    """The whole calibration split."""
+    return _pool(run)[0]
+
+
 def _pool(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Held-out rows and the rest, both without rows that have no votes, before any limit."""
     pool = _rows(run, "train")

@@ -29,8 +29,6 @@ SHOWN = (
 )
 # Smaller than any probability a float32 model tells apart from zero.
 FLOOR = 1e-12
-# Fields of the log mass on both answers, by the order in which the pair was shown.
-ORDERS = {"dilemmas": ("logp", "swapped"), "anecdotes": ("logp",)}
 
 
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
@@ -77,7 +75,7 @@ def ask(
     parts = [data.items(table, part, run.votes.dataset) for part, table in tables.items()]
     if isinstance(model, endpoint.Client):
         left = sum(map(len, parts)) - len(records.read_rows(path))
-        model.permit(len(ORDERS[run.votes.dataset]) * left)
+        model.permit(len(orders(run)) * left)
     work, size = functools.partial(_answer, run, model), run.evaluation.batch_size
     rows: Rows = []
     for part in parts:  # one after the other: a batch holds rows of one part
@@ -85,10 +83,15 @@ def ask(
     return pd.DataFrame(rows)
 
 
+def orders(run: Run) -> tuple[str, ...]:
+    """Fields of the log mass on both answers, by the order in which the pair was shown."""
+    return ("logp", "swapped") if prompts.swaps(run.votes) else ("logp",)
+
+
 def _answer(run: Run, model: Loaded | endpoint.Client, chunk: Rows) -> Rows:
     rows = [data.record(item) for item in chunk]
     question = functools.partial(prompts.question, run.votes, run.prompt.template)
-    for order in ORDERS[run.votes.dataset]:
+    for order in orders(run):
         swapped = order == "swapped"
         asked = [question(i, swapped=swapped, tokenizer=model.tokenizer) for i in chunk]
         if isinstance(model, endpoint.Client):
@@ -118,13 +121,21 @@ def answer_logprobs(run: Run, loaded: Loaded, asked: list[str]) -> Floats:
         for text in reversed(dict.fromkeys([*groups[0], *groups[1]]))
     }
     texts = list(tokens.values())
-    logp = scoring.choice_logprobs(model, tokenizer, asked, texts, batch_size=len(asked))
+    size = run.evaluation.batch_size
+    logp = scoring.choice_logprobs(model, tokenizer, asked, texts, batch_size=size)
     if run.votes.target == "verbalised":
         share = np.array([float(text.strip(" %")) / 100 for text in texts])
         weights = np.vstack([share, 1 - share])
     else:
         weights = np.array([[float(text in group) for text in texts] for group in groups])
     return np.column_stack([special.logsumexp(logp, axis=1, b=w) for w in weights])
+
+
+def judge(run: Run, held_out: pd.DataFrame, loaded: Loaded) -> float:
+    """Mean cross-entropy of a model to the votes of the calibration split."""
+    rows = _answer(run, loaded, data.items(held_out, "held-out", run.votes.dataset))
+    loss = calibration.cross_entropy(probabilities(pd.DataFrame(rows)), data.counts(held_out))
+    return float(loss.mean())
 
 
 def probabilities(predictions: pd.DataFrame, order: str = "all") -> Floats:
@@ -259,22 +270,29 @@ def measure_rows(run: Run, variant: str, predictions: pd.DataFrame) -> Rows:
     swapped; ``order_gap``: mean difference between the probabilities of an action in both orders;
     the scores in the file's order alone, as the authors ask), the raw mass on the answers, the
     scores of the authors' early code under ``early_``, and what was fitted on the held-out rows
-    (``temperature``, ``concentration``).
+    (``temperature``, ``concentration``). The calibration split has rows of its own under
+    ``held-out``, by which settings are chosen.
     """
     fit, test = (predictions[predictions["part"] == p].copy() for p in ("held-out", "test"))
-    scaling = fit_scaling(probabilities(fit), data.counts(fit))
+    p, n = probabilities(fit), data.counts(fit)
+    scaling, held = fit_scaling(p, n), [*label_scores(run, p.argmax(1), n)]
+    held.append(("cross_entropy", "nats", calibration.cross_entropy(p, n)))
     test[["p1", "p2"]] = probabilities(test)
     if variant.endswith("dirichlet"):
         test[["a1", "a2"]] = np.exp(test[["z1", "z2"]].to_numpy(float))
     rows = score_rows(run, variant, test, **scaling)
+    rows += metric_rows(run, variant, "held-out", held)
+    if "epoch" in test:
+        kept = Estimate(float(test["epoch"].iloc[0]), np.nan, np.nan, len(test))
+        rows += metric_rows(
+            run, variant, str(test["dataset"].iloc[0]), [("epoch", "number", kept)]
+        )
     if "logp1" not in test:
         return rows
     found = [*_manners(test)]
     draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
     for k in scaling:
-        value = metrics.bootstrap(
-            lambda p, n, k=k: fit_scaling(p, n)[k], probabilities(fit), data.counts(fit), **draws
-        )
+        value = metrics.bootstrap(lambda p, n, k=k: fit_scaling(p, n)[k], p, n, **draws)
         found.append((k, "number", value))
     return rows + metric_rows(run, variant, str(test["dataset"].iloc[0]), found)
 
