@@ -63,16 +63,19 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
     def pick(*columns: str) -> tuple[Floats, ...]:
         return tuple(both[c].to_numpy(float) for c in columns)
 
+    # Pairs that share an action are resampled together, if one of both has told them.
+    groups = next((both[c].to_numpy() for c in ("group", "group_1") if c in both), None)
     if claim.estimand == "entropy_correlation":
-        return Contrast(_correlations, pick("entropy_1", "entropy_2", "entropy_votes_1"))
+        arrays = pick("entropy_1", "entropy_2", "entropy_votes_1")
+        return Contrast(_correlations, arrays, groups)
     if claim.estimand in MORE:
         *scores, relative = MORE[claim.estimand]
         columns = tuple(f"{score}_{side}" for side in (1, 2) for score in scores)
         if not {*columns} <= {*both}:
             return None
-        return Contrast(functools.partial(_more, bool(relative)), pick(*columns))
+        return Contrast(functools.partial(_more, bool(relative)), pick(*columns), groups)
     loss = LOSSES[claim.estimand]
-    return Contrast(_gap, pick(f"{loss}_1", f"{loss}_2"))
+    return Contrast(_gap, pick(f"{loss}_1", f"{loss}_2"), groups)
 
 
 def _predictions(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -118,7 +121,7 @@ def _scores(name: str, known: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None
 
 def _losses(rows: pd.DataFrame, part: str = "test") -> pd.DataFrame:
     """Per item with votes, by ``id``: cross-entropies, Dirichlet scores and entropies."""
-    rows = rows[data.counts(rows).sum(1) > 0]
+    rows = rows[(data.counts(rows).sum(1) > 0) & evaluate.answered(rows)]
     n, p, held = data.counts(rows), evaluate.probabilities(rows), rows["part"] == "held-out"
     fitted = evaluate.fit_scaling(p[held], n[held])
     after = evaluate.scaled(p, fitted["temperature"])
@@ -136,7 +139,10 @@ def _losses(rows: pd.DataFrame, part: str = "test") -> pd.DataFrame:
         found["raw"] = calibration.dirichlet_multinomial_nll(mass, n)
         one = np.maximum(evaluate.probabilities(rows, "logp"), evaluate.FLOOR)
         found["ce_raw"] = calibration.cross_entropy(np.minimum(one, 1), n)
-    return found[(rows["part"] == part).to_numpy()].sort_index()
+    kept = (rows["part"] == part).to_numpy()
+    groups = data.neighbours(rows[kept])
+    found = found[kept] if groups is None else found[kept].assign(group=groups)
+    return found.sort_index()
 
 
 def _gap(first: Any, second: Any) -> float:

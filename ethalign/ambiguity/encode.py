@@ -189,7 +189,7 @@ def floors(run: Run, rows: data.Splits) -> Rows:
         out += evaluate.score_rows(run, "human-posterior", test.assign(**known))
     # A certain answer has no finite cross-entropy; only its labels are scored.
     top = np.full(len(test), int(train.argmax(1).mean() >= 0.5))
-    labels = evaluate.label_scores(run, top, votes)
+    labels = evaluate.label_scores(run, top, test)
     return out + evaluate.metric_rows(run, "majority", name, labels)
 
 
@@ -198,7 +198,8 @@ def vote_rows(
 ) -> Rows:
     """What follows from the votes in some columns alone, on answers of these ``names``.
 
-    ``best`` are the best possible scores (BEST) with the interval of their posterior draws,
+    ``best`` are the best possible scores (BEST) with the interval of their posterior draws, of
+    the cross-entropy also by how divided the votes were (there in closed form),
     ``votes`` the ``vote_facts``, and ``human`` is the majority of five further people, where the
     file has them, against the majority of the first five.
     """
@@ -216,8 +217,16 @@ def vote_rows(
     }
     if {*data.FURTHER} <= {*frame}:
         answer = frame[list(data.FURTHER)].to_numpy(float).argmax(1)
-        found["human"] = evaluate.label_scores(run, answer, counts)
-    return [row for k, f in found.items() for row in evaluate.metric_rows(run, k, dataset, f)]
+        found["human"] = evaluate.label_scores(run, answer, frame)
+    rows = [row for k, f in found.items() for row in evaluate.metric_rows(run, k, dataset, f)]
+    strata = np.array(calibration.disagreement(counts))
+    loss, spread = calibration.best_cross_entropy(counts)
+    for stratum in [name for name in data.STRATA if name in strata]:
+        part = strata == stratum
+        mean, half = loss[part].mean(), 1.96 * np.sqrt(spread[part].sum()) / part.sum()
+        known = [("cross_entropy", "nats", Estimate(mean, mean - half, mean + half, part.sum()))]
+        rows += evaluate.metric_rows(run, "best", dataset, known, stratum)
+    return rows
 
 
 def vote_facts(counts: Floats, names: Names) -> evaluate.Found:

@@ -25,7 +25,9 @@ class Votes(Section):
     split: Literal["dev", "train", "excerpt"] = Field(
         "dev", description="official rows to train on; excerpt = the 60 anecdotes that are small"
     )
-    held_out: float = Field(0.2, gt=0, lt=1, description="share of training rows to calibrate on")
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="share of training rows to calibrate on; of split=train dev"
+    )
     answers: Literal["words", "letters", "yes-no", "authors"] = Field(
         "words", description="first/second (right/wrong), A/B, yes/no, or the authors' yes/no"
     )

@@ -77,6 +77,7 @@ STUDY = Study(
             models=("model.id",),
             follows=("finetune",),
             outputs=("predictions.jsonl", "metrics.json"),
+            scratch=("answers.jsonl",),
         ),
         Stage("results", reads=("reported",), variant=BASE, follows=(BASE, "evaluate")),
     ),

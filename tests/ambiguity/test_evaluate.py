@@ -170,6 +170,28 @@ def test_order_is_told_for_every_model() -> None:
     assert found["concentration"]["low"] < found["concentration"]["high"]
 
 
+def test_pairs_that_share_actions_have_wider_intervals() -> None:
+    """Every action stands in two pairs, and is harder or easier in both."""
+    n, run = 400, resolved("ceiling", evaluation__bootstrap=300)
+    member = np.random.default_rng(0).choice([0.02, 0.5], n)
+    table = voted((member + np.roll(member, -1)) / 2)
+    pairs = {"action1": np.arange(n), "action2": (np.arange(n) + 1) % n}
+    widths = []
+    for one in (table.assign(p1=0.3, p2=0.7), table.assign(p1=0.3, p2=0.7, **pairs)):
+        rows = evaluate.score_rows(run, "x", one)
+        widths.append({r["metric"]: r["high"] - r["low"] for r in rows if r["stratum"] == "all"})
+    assert widths[1]["entropy_votes"] > 1.1 * widths[0]["entropy_votes"]
+    assert widths[1]["cross_entropy"] > 1.05 * widths[0]["cross_entropy"]
+
+
+def test_all_or_none_is_no_certainty() -> None:
+    pairs = np.arange(40).reshape(20, 2).astype(str)
+    for hits in (np.ones(20, dtype=bool), np.zeros(20, dtype=bool)):
+        found = evaluate.share(hits, pairs)
+        assert found == evaluate.share(hits, None)
+        assert found.high - found.low > 0.1
+
+
 def test_records_keep_further_votes_and_no_words() -> None:
     item = dict.fromkeys(data.FIELDS, 1) | {"human1": 4, "human2": 1, "first": "words"}
     assert data.record(item) == {**dict.fromkeys(data.FIELDS, 1), "human1": 4, "human2": 1}

@@ -86,7 +86,7 @@ def test_an_interrupted_ceiling_keeps_the_encoders_it_has(
     fitted: list[str] = []
     real = encode.encode
 
-    def fit(run: Any, path: Any, rows: Any, loss: str) -> Any:
+    def fit(run: Any, path: Any, rows: Any, loss: str) -> Any:  # logits, and the epoch
         fitted.append(loss)
         return real(run, path, rows, loss)  # type: ignore[arg-type]
 
