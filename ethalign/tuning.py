@@ -361,11 +361,8 @@ def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> An
     hidden, _ = backbone(model, *asked, use_cache=False)
     scores = logits(model, hidden[:, :-1][counted]).float()
     nll = torch.nn.functional.cross_entropy(scores, labels[counted], reduction="none")
-    weights, of = (
-        torch.tensor([row.weight for row in rows], device=device),
-        counted.nonzero()[:, 0],
-    )
-    loss = (nll * weights[of]).sum()
+    weights = torch.tensor([row.weight for row in rows], device=device)
+    loss = (nll * weights[counted.nonzero()[:, 0]]).sum()
     for k, row in enumerate(rows):
         if row.soft:
             place, second, share = row.soft

@@ -348,6 +348,8 @@ def test_a_missing_answer_is_a_bound_and_two_are_no_answer(
     silent = evaluate.ask(run, model, part, tmp_path / "q.jsonl")
     assert not evaluate.answered(silent).any()
     assert silent["verdict"].isna().all(), "half an answer is none"
+    (row,) = evaluate.measure_rows(run, run.variant, silent)
+    assert (row["metric"], row["value"]) == ("no_answer", 1)
     server.top = [("first", -0.5), ("second", -1.0)]
     monkeypatch.undo()
     mixed = pd.concat([silent, ask()["rows"]])

@@ -333,6 +333,10 @@ def measure_rows(run: Run, variant: str, predictions: pd.DataFrame) -> Rows:
     known = answered(predictions)
     missing, predictions = predictions[~known], predictions[known]
     fit, test = (predictions[predictions["part"] == p].copy() for p in ("held-out", "test"))
+    none = int((missing["part"] == "test").sum())
+    silent = [("no_answer", "share", metrics.share(none, none + len(test)))]
+    if fit.empty or test.empty:
+        return metric_rows(run, variant, str(missing["dataset"].iloc[0]), silent)
     p, n = probabilities(fit), data.counts(fit)
     scaling, held = fit_scaling(p, n), [*label_scores(run, p.argmax(1), fit)]
     held.append(("cross_entropy", "nats", calibration.cross_entropy(p, n)))
@@ -348,10 +352,7 @@ def measure_rows(run: Run, variant: str, predictions: pd.DataFrame) -> Rows:
         )
     if "logp1" not in test:
         return rows
-    found = [*_manners(test)]
-    if "bounded" in test:
-        none = int((missing["part"] == "test").sum())
-        found.append(("no_answer", "share", metrics.share(none, none + len(test))))
+    found = [*_manners(test), *(silent if "bounded" in test else [])]
     for k in scaling:
         value = together(run, lambda p, n, k=k: fit_scaling(p, n)[k], fit, p, n)
         found.append((k, "number", value))
