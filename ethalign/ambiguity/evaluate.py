@@ -203,18 +203,15 @@ def metric_rows(
     Intervals of means are those of pairs that share ``actions`` (n, 2), if these are known.
     """
     named, rows = run.model_copy(update={"variant": variant}), []
+    draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
     for name, unit, value in found:
         if not isinstance(value, Estimate):
-            value = mean(run, value, actions)
+            if actions is None:
+                value = metrics.bootstrap(np.mean, value, **draws)
+            else:
+                value = calibration.dyadic(value, actions)
         rows.append(records.row(named, dataset, stratum, name, value, unit))
     return rows
-
-
-def mean(run: Run, values: Floats, actions: NDArray[Any] | None) -> Estimate:
-    """The mean of a value per item with its interval; see ``metric_rows``."""
-    if actions is None:
-        return metrics.bootstrap(np.mean, values, seed=run.seed, draws=run.evaluation.bootstrap)
-    return calibration.dyadic(values, actions)
 
 
 def share(hits: NDArray[np.bool_], actions: NDArray[Any] | None) -> Estimate:

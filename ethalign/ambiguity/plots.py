@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ethalign.calibration import Group
+
+STYLES: tuple[Literal["--", ":", "-."], ...] = ("--", ":", "-.")
 
 
 def vote_patterns(shares: pd.DataFrame) -> Axes:
@@ -94,7 +96,7 @@ def _panel(
     axes: Axes, rows: pd.DataFrame, colours: Mapping[str, Any], lines: pd.DataFrame
 ) -> None:
     strata = [s for s in dict.fromkeys(rows["stratum"]) if s in STRATA]
-    for style, (name, line) in zip(("--", ":", "-."), lines.groupby("variant"), strict=False):
+    for style, (name, line) in zip(STYLES, lines.groupby("variant"), strict=False):
         level = line.drop_duplicates("stratum").set_index("stratum")["value"].reindex(strata)
         ends = np.arange(len(strata))
         axes.hlines(level, ends - 0.4, ends + 0.4, "black", style, label=str(name))

@@ -13,17 +13,19 @@ from ethalign.models import Loaded
 from . import resolved
 
 
-@pytest.mark.parametrize("answers", ["words", "letters", "yes-no"])
+@pytest.mark.parametrize("answers", ["words", "letters", "yes-no", "authors"])
 @pytest.mark.parametrize("dataset", ["dilemmas", "anecdotes"])
 def test_every_form_of_answer_can_be_asked_and_scored(
     tiny: Loaded, tmp_path: Path, answers: str, dataset: str
 ) -> None:
-    run = resolved("zero-shot", votes__answers=answers, votes__dataset=dataset)
+    variant = "authors" if answers == "authors" else "zero-shot"
+    run = resolved(variant, votes__answers=answers, votes__dataset=dataset)
     tables = data.tests(run)
     predictions = evaluate.ask(run, tiny, tables, tmp_path / "p.jsonl")
     assert len(predictions) == sum(map(len, tables.values()))
     np.testing.assert_allclose(evaluate.probabilities(predictions).sum(1), 1)
-    assert ("swapped1" in predictions) == (dataset == "dilemmas")
+    assert ("swapped1" in predictions) == (dataset == "dilemmas" and answers != "authors")
+    assert ("action1" in predictions) == (dataset == "dilemmas")
     rows = evaluate.measure_rows(run, run.variant, predictions)
     values = {(r["metric"], r["stratum"]): r["value"] for r in rows}
     assert values["cross_entropy", "all"] > 0
