@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ def blind(run: Run, rows: list[tuning.Example], tokenizer: Any) -> float | None:
     """
     if run.tuning.loss == "sequence" or run.tuning.packing:
         return None
-    taught: Counter[str] = Counter()
+    taught: defaultdict[str, float] = defaultdict(float)
     for row in rows:
         taught[row.completion] += row.share
         taught[row.other] += 1 - row.share
@@ -73,8 +73,8 @@ def learnt(folder: Path) -> Learnt | None:
     log = pd.DataFrame(records.read_rows(folder / "train_log.jsonl"))
     if log.empty:
         return None
-    last = log["held_out"].idxmin() if "held_out" in log else log.index[-1]
-    epoch, facts = int(log["epoch"][last]), records.stages(folder).get("finetune", {})
+    kept = log.sort_values("held_out").iloc[0] if "held_out" in log else log.iloc[-1]
+    epoch, facts = int(kept["epoch"]), records.stages(folder).get("finetune", {})
     known = math.nan if folder.parent.name == "verbalised" else math.log(2) / 2
     level = float(facts.get("blind", known) or math.nan)
     losses = log.loc[log["epoch"] == epoch, "loss"].to_numpy(float)

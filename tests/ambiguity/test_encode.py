@@ -32,7 +32,7 @@ def test_an_encoder_is_read_to_the_length_of_scruples_and_the_best_epoch_told(
 
     def fit(*_: Any, judge: Any, **more: Any) -> encoders.Encoder:
         asked.append(more)
-        for _ in range(3):
+        for _epoch in range(3):
             judge(None)
         return encoders.Encoder(None, None)
 
