@@ -296,14 +296,16 @@ def _sides(frame: pd.DataFrame) -> list[str]:
     return [c for c in ACTIONS if c in frame] or ["id"]
 
 
-def neighbours(frame: pd.DataFrame, size: int = 10) -> metrics.Ints | None:
+def neighbours(frame: pd.DataFrame) -> metrics.Ints | None:
     """Labels (n,) of stretches of ``walk``, to be resampled together; None without actions.
 
     Pairs depend on each other where they share an action, so that a stretch of ten holds nine
-    tenths of it.
+    tenths of it. Below 200 pairs there are twenty stretches, which hold less, since fewer could
+    not be resampled.
     """
     if not {*ACTIONS} <= {*frame}:
         return None
+    size = max(1, min(10, len(frame) // 20))
     labels = np.empty(len(frame), dtype=int)
     labels[list(walk(frame, 0))] = np.arange(len(frame)) // size
     return labels

@@ -215,11 +215,12 @@ def metric_rows(
 
 
 def share(hits: NDArray[np.bool_], actions: NDArray[Any] | None) -> Estimate:
-    """The share of items that hit; where all or none do, the interval is that of single items."""
-    plain = metrics.share(int(hits.sum()), len(hits))
-    if actions is None or plain.value in (0, 1):
-        return plain
-    value, low, high, n = calibration.dyadic(hits, actions)
+    """The share of items that hit; Wilson's interval, stretched as that of ``dyadic`` is wider."""
+    value, low, high, n = metrics.share(int(hits.sum()), len(hits))
+    if actions is not None and 0 < value < 1:
+        half = 1.96 * np.sqrt(value * (1 - value) / (n - 1))
+        wider = (calibration.dyadic(hits, actions).high - value) / half
+        low, high = value - wider * (value - low), value + wider * (high - value)
     return Estimate(value, max(0.0, low), min(1.0, high), n)
 
 

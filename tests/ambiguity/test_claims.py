@@ -117,7 +117,7 @@ def test_pairs_that_share_an_action_are_resampled_together() -> None:
         assert (found.groups is not None) == grouped
         if found.groups is not None:
             assert len(found.groups) == len(found.arrays[0]) == 100
-            assert np.bincount(found.groups).tolist() == [10] * 10
+            assert np.bincount(found.groups).tolist() == [5] * 20
 
 
 def test_more_is_measured_in_nats_and_in_shares() -> None:

@@ -91,15 +91,18 @@ def test_the_samples_are_as_large_as_their_datasheets_say() -> None:
 
 
 def test_neighbours_are_pairs_that_share_an_action() -> None:
-    n = 95
+    n = 205
     order = np.random.default_rng(0).permutation(n)
     ring = pd.DataFrame({"action1": order, "action2": (order + 1) % n})
     groups = data.neighbours(ring)
     assert groups is not None
-    assert sorted(np.bincount(groups)) == [5, *[10] * 9]
+    assert sorted(np.bincount(groups)) == [5, *[10] * 20]
     at = dict(zip(order, groups, strict=True))
     apart = sum(at[k] != at[(k + 1) % n] for k in range(n))
-    assert apart <= 12, "ten stretches, and the walk may turn round once"
+    assert apart <= 23, "as many as there are stretches, and the walk may turn round once"
+    few = data.neighbours(ring.head(30))
+    assert few is not None
+    assert len({*few}) == 30, "too few to make stretches of"
     assert data.neighbours(ring[["action1"]]) is None
 
 

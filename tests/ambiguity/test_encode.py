@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ethalign import encoders, models
+from ethalign import calibration, encoders, models
 from ethalign.ambiguity import data, encode
 
 from . import resolved
@@ -75,3 +75,23 @@ def test_a_search_draws_from_the_space_and_keeps_the_best() -> None:
     assert chosen.encoder_batch_size in [2**k for k in range(3, 11)]
     assert encode.search(run, path, rows, "soft").baselines == chosen
     assert encode.files(run)["search"] == encode.SEARCH, "the result depends on the space"
+
+
+def test_nothing_that_reads_nothing_beats_the_mean_of_the_test_votes() -> None:
+    run = resolved("ceiling")
+    rows = data.splits(run)
+    found = {
+        r["metric"]: r["value"]
+        for r in encode.floors(run, rows)
+        if (r["variant"], r["stratum"]) == ("mean-votes", "all")
+    }
+    votes = data.counts(rows.test)
+    constants = [np.array([p, 1 - p]) for p in np.linspace(0.01, 0.99, 99)]
+    losses = [calibration.cross_entropy(p, votes).mean() for p in constants]
+    assert min(losses) - 1e-3 < found["cross_entropy"] <= min(losses) + 1e-6
+    own = [
+        calibration.dirichlet_multinomial_nll(kappa * p, votes).mean()
+        for p in constants
+        for kappa in (0.5, 1, 2, 4)
+    ]
+    assert found["dirichlet_nll_own"] <= min(own) + 1e-6

@@ -186,12 +186,18 @@ def test_pairs_that_share_actions_have_wider_intervals() -> None:
     assert widths[1]["cross_entropy"] > 1.05 * widths[0]["cross_entropy"]
 
 
-def test_all_or_none_is_no_certainty() -> None:
-    pairs = np.arange(40).reshape(20, 2).astype(str)
-    for hits in (np.ones(20, dtype=bool), np.zeros(20, dtype=bool)):
-        found = evaluate.share(hits, pairs)
-        assert found == evaluate.share(hits, None)
-        assert found.high - found.low > 0.1
+def test_shares_of_independent_pairs_have_wilsons_interval_and_others_a_wider_one() -> None:
+    apart = np.arange(40).reshape(20, 2).astype(str)
+    for hits in (np.ones(20, dtype=bool), np.zeros(20, dtype=bool), np.arange(20) < 7):
+        np.testing.assert_allclose(evaluate.share(hits, apart), evaluate.share(hits, None))
+    ring = np.column_stack([np.arange(20), (np.arange(20) + 1) % 20])
+    plain, wide = (evaluate.share(np.arange(20) < 7, pairs) for pairs in (apart, ring))
+    # Of the 20 neighbours on the ring 18 agree.
+    away = (np.arange(20) < 7) - 0.35
+    total = (away**2).sum() + 2 * (away * np.roll(away, 1)).sum()
+    wider = np.sqrt(total / (away**2).sum())
+    assert wide.high - wide.value == pytest.approx(wider * (plain.high - plain.value))
+    assert 0 <= wide.low < plain.low
 
 
 def test_records_keep_further_votes_and_no_words() -> None:
