@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import optimize, sparse, special
 
 from ethalign.metrics import Estimate, f1
 
@@ -143,6 +143,19 @@ def best(counts: ArrayLike, draws: int = 1000, seed: int = 0) -> Best:
     The mean over ``best_draws``; the spread of the draws gives an interval.
     """
     return Best(*map(float, best_draws(counts, draws, seed).mean(0)))
+
+
+def best_cross_entropy(counts: ArrayLike) -> tuple[Floats, Floats]:
+    """What ``best`` expects of each item's cross-entropy, and its posterior variance, (n,) each.
+
+    With a = alpha + n and A its sum, log p_k has the mean digamma(a_k) - digamma(A) and, of two
+    answers k and l, the covariance [k = l] trigamma(a_k) - trigamma(A). Without votes NaN.
+    """
+    h, a = shares(counts), fit_dirichlet_multinomial(counts) + _counts(counts)
+    whole = a.sum(1)
+    mean = special.digamma(whole) - (h * special.digamma(a)).sum(1)
+    spread = (h**2 * special.polygamma(1, a)).sum(1) - special.polygamma(1, whole)
+    return np.asarray(mean, dtype=float), np.asarray(np.where(np.isnan(h[:, 0]), np.nan, spread))
 
 
 def fit_temperature(logits: ArrayLike, human: ArrayLike) -> float:
@@ -311,6 +324,29 @@ def total_variation(probs: ArrayLike, human: ArrayLike) -> Floats:
     """DistCE per item, (n,), in [0, 1]: half the sum of ``|p_k - h_k|`` (Baan et al. 2022)."""
     p, h = _pair(probs, shares(human))
     return np.asarray(np.abs(p - h).sum(1) / 2, dtype=float)
+
+
+def dyadic(values: ArrayLike, pairs: ArrayLike) -> Estimate:
+    """Mean of a value per pair with an interval for pairs that share members, such as actions.
+
+    The variance sums the products of the deviations of all pairs that share a member (Aronow,
+    Samii and Assenova 2015), and is never less than if pairs were independent.
+
+    Args:
+        values: (n,) of pairs.
+        pairs: (n, 2) names of their members.
+    """
+    x, names = np.asarray(values, dtype=float), np.asarray(pairs)
+    n = len(x)
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    codes = np.unique(names, return_inverse=True)[1].reshape(n, 2)
+    held = sparse.csr_array((np.ones(2 * n), (np.repeat(np.arange(n), 2), codes.ravel())))
+    away = x - x.mean()
+    shared = (held @ held.T > 0).astype(float)
+    square = max(float(away @ (shared @ away)), float(away @ away)) / max(1, n - 1) / n
+    half = 1.96 * math.sqrt(square)
+    return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half), n)
 
 
 def posterior_mean(alpha: ArrayLike, counts: ArrayLike) -> Floats:

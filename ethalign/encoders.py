@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -44,6 +45,8 @@ def fit(
     warmup: float = 0.1,
     seed: int = 0,
     max_length: int = 256,
+    device: str = "cpu",
+    judge: Callable[[Encoder], float] | None = None,
 ) -> Encoder:
     """Fine-tune an encoder as a classifier.
 
@@ -59,9 +62,12 @@ def fit(
         pairs: n second texts, for classifiers of pairs.
         ranked: texts and pairs are alternatives: each gets one score, and softmax goes over the
             two scores (the ranker of Scruples), so that their order cannot matter.
-        epochs, lr, batch_size, weight_decay: of AdamW.
+        epochs, lr, batch_size, weight_decay: of AdamW; biases and LayerNorm do not decay.
         warmup: share of the updates with rising learning rate; it falls linearly afterwards.
         seed: draws the new head, dropout and the order of rows.
+        device: where it is fitted, and where it stays.
+        judge: a loss after an epoch, on rows held out of training; the encoder is that of the
+            epoch with the least one, else of the last.
 
     Raises:
         ValueError: no rows, or targets of another length than the texts.
@@ -79,23 +85,36 @@ def fit(
     # Plain attention has the faster backward pass on a CPU.
     head: dict[str, Any] = {"num_labels": 1 if ranked else classes, "dtype": torch.float32}
     encoder = load(path, attn_implementation="eager", **head)
-    model = encoder.model.train()
+    model = encoder.model.to(device).train()
     model.config.pad_token_id = encoder.tokenizer.pad_token_id
     lengths = [len(t) for t in texts]
     plan = [g for e in range(epochs) for g in batches(lengths, batch_size, seed + e)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    # Biases and the weights of a LayerNorm are the parameters with one axis.
+    decays = ((1, 0.0), (2, weight_decay))
+    groups = [
+        {"params": [p for p in model.parameters() if min(p.ndim, 2) == n], "weight_decay": decay}
+        for n, decay in decays
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr)
     schedule = get_scheduler("linear", optimizer, int(warmup * len(plan)), len(plan))
     # Twice as fast where the processor multiplies bfloat16; weights stay in float32.
-    half = models.choose_dtype("auto", "cpu")[0] == "bfloat16"
-    goal = torch.tensor(wanted, dtype=torch.long if loss == "hard" else torch.float32)
-    for group in records.progress(plan, len(plan), "encoder", "batch"):
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+    half = models.choose_dtype("auto", device)[0] == "bfloat16"
+    kind = torch.long if loss == "hard" else torch.float32
+    goal, best, kept = torch.tensor(wanted, dtype=kind, device=device), math.inf, None
+    for step, group in enumerate(records.progress(plan, len(plan), "encoder", "batch"), 1):
+        with torch.autocast(device, torch.bfloat16, enabled=half):
             found = _forward(encoder, texts, pairs, group, max_length, ranked)
         batch_loss(found.float(), goal[group], loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if judge and step % (len(plan) // epochs) == 0:
+            score = judge(Encoder(model.eval(), encoder.tokenizer))
+            if kept is None or score < best:
+                best, kept = score, {k: v.clone() for k, v in model.state_dict().items()}
+            model.train()
+    model.load_state_dict(kept or model.state_dict())
     model.eval()
     return encoder
 
@@ -132,7 +151,7 @@ def logits(
     with torch.inference_mode():
         for group in by_length(texts, batch_size, "encoding", quiet=True):
             found = _forward(encoder, texts, pairs, group.tolist(), max_length, ranked)
-            out[group] = found.double().numpy()
+            out[group] = found.double().cpu().numpy()
     return out
 
 
@@ -145,7 +164,8 @@ def _forward(
     one = [texts[i] for i in rows]
     two = None if pairs is None else [pairs[i] for i in rows]
     asked = [(one, None), (two, None)] if ranked and two else [(one, two)]
-    sides = [_tokenize(encoder.tokenizer, *side, length) for side in asked]
+    device = encoder.model.device
+    sides = [_tokenize(encoder.tokenizer, *side, length).to(device) for side in asked]
     return torch.cat([encoder.model(**side).logits for side in sides], dim=1)
 
 

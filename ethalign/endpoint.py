@@ -1,7 +1,8 @@
 """Models behind an OpenAI-compatible server: GPT-4o, or an own server such as vLLM.
 
 Such a server gives the log-probabilities of the most probable next tokens only, at most 20. What
-is missing there is bounded, counted and reported, never guessed.
+is missing there is bounded, counted and reported, never guessed. What has been answered is kept,
+answer by answer, so that nothing is paid for twice.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ethalign.config import ADDRESS, Endpoint, UserError
+from ethalign import records
+from ethalign.config import ADDRESS, Endpoint, UserError, digest
 
 T = TypeVar("T")
 # Bytes of an answer; 20 log-probabilities and some hundred tokens are far less.
@@ -25,7 +28,7 @@ LARGEST = 8 * 2**20
 
 
 class Answered(NamedTuple):
-    """Log mass on both answers, (n, 2), and where one of them is only an upper bound, (n,)."""
+    """Log mass on both answers, (n, 2), and which of these are only upper bounds, (n, 2)."""
 
     logp: NDArray[np.float64]
     bounded: NDArray[np.bool_]
@@ -34,13 +37,23 @@ class Answered(NamedTuple):
 class Client:
     """Asks a server's model by name, not faster and not more often than the settings allow.
 
+    Args:
+        kept: a file to which every answer is appended as it comes, and from which it is taken if
+            it is there; without one, answers are not kept.
+
     Raises:
         UserError: no plain address, or no usable key.
     """
 
-    def __init__(self, settings: Endpoint, model: str) -> None:
+    def __init__(self, settings: Endpoint, model: str, kept: Path | None = None) -> None:
         import openai
 
+        self.path, self.kept = (
+            kept,
+            {row["key"]: row for row in records.read_rows(kept)} if kept else {},
+        )
+        if kept:
+            records.append_rows(kept, [])  # which cuts off half a line
         key = _key(settings)
         hooks: dict[str, list[Any]] = {"request": [self._before], "response": [self._after]}
         self._openai = openai.OpenAI(
@@ -56,7 +69,9 @@ class Client:
         self.requests, self.tokens, self._turn = 0, 0, -np.inf
         self._lock, self._stop = threading.Lock(), threading.Event()
         unknown = dict.fromkeys(("sha256", "dtype"), "not known")
-        self.record = {"id": model, "device": settings.url, **unknown}
+        # What the server calls its model, with the fingerprint of how it is run.
+        self.record: dict[str, Any] = {"id": model, "device": settings.url, **unknown}
+        self.record["served"] = sorted({row["served"] for row in self.kept.values()})
         self.notes = [f"model {model} on {settings.url}", "its weights cannot be checked"]
 
     def permit(self, requests: int) -> None:
@@ -79,7 +94,7 @@ class Client:
             UserError: the server refuses, or gives no log-probabilities.
         """
 
-        def masses(choice: Any) -> list[float]:
+        def masses(choice: Any) -> list[Any]:
             top = choice["logprobs"]["content"][0]["top_logprobs"]
             logp = np.array([float(entry["logprob"]) for entry in top])
             if not (logp <= 0).all():
@@ -90,11 +105,12 @@ class Client:
             one, two = (name.casefold() for name in names)
             side = np.array([one.startswith(t) - two.startswith(t) for t in tokens])
             found = [float(p[side == 1].sum()), float(p[side == -1].sum())]
-            return [*(mass or rest for mass in found), 0 in found]
+            return [*(mass or rest for mass in found), *(mass == 0 for mass in found)]
 
         more = {"max_tokens": 1, "logprobs": True, "top_logprobs": self.settings.top}
-        found = np.reshape(self._each(asked, "valid log-probabilities", masses, **more), (-1, 3))
-        return Answered(np.log(np.maximum(found[:, :2], 1e-30)), found[:, 2] == 1)
+        told = self._each(asked, "valid log-probabilities", masses, names, **more)
+        found = np.reshape(told, (-1, 4)).astype(float)
+        return Answered(np.log(np.maximum(found[:, :2], 1e-30)), found[:, 2:] == 1)
 
     def complete(self, asked: list[str], max_tokens: int) -> list[str]:
         """What the model writes behind each prompt at temperature 0.
@@ -109,18 +125,43 @@ class Client:
             max_tokens=max_tokens,
         )
 
-    def _each(self, asked: list[str], what: str, read: Callable[[Any], T], **more: Any) -> list[T]:
+    def _each(
+        self,
+        asked: list[str],
+        what: str,
+        read: Callable[[Any], T],
+        names: tuple[str, ...] = (),
+        **more: Any,
+    ) -> list[T]:
         """What is read from each answer, in order; the first failure and Ctrl-C end the rest."""
         self._stop.clear()
         with ThreadPoolExecutor(self.settings.concurrent) as pool:
             try:
-                contents = pool.map(lambda prompt: self._ask(prompt, more), asked)
-                return [read(content["choices"][0]) for content in contents]
-            except (KeyError, IndexError, TypeError, ValueError) as error:
+                return list(pool.map(lambda prompt: self._once(prompt, read, names, more), asked))
+            except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
                 gave = f"{self.settings.url} gave no {what} for {self.model}"
                 raise UserError(f"{gave}; choose a server and a model that do.") from error
             finally:
                 self._stop.set()
+
+    def _once(
+        self, prompt: str, read: Callable[[Any], T], names: tuple[str, ...], more: dict[str, Any]
+    ) -> T:
+        """What is read from the answer to a prompt; asked for only if it is not kept."""
+        key = digest([self.model, prompt, names, more])
+        if key not in self.kept:
+            content = self._ask(prompt, more)
+            told = (content.get(name) for name in ("model", "system_fingerprint"))
+            row = {"key": key, "found": read(content["choices"][0])}
+            row["served"] = " ".join(str(part) for part in told if part)
+            with self._lock:
+                self.kept[key] = row
+                self.record["served"] = sorted({*self.record["served"], row["served"]})
+                if self.path:
+                    with self.path.open("a", encoding="utf-8") as file:
+                        file.write(records.line(row))
+        found: T = self.kept[key]["found"]
+        return found
 
     def _ask(self, prompt: str, more: dict[str, Any]) -> Any:
         import openai

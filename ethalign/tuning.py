@@ -27,19 +27,29 @@ IGNORED = -100
 
 
 class Example(NamedTuple):
-    """One row to learn; ``weight`` multiplies its loss (soft targets are weighted rows)."""
+    """One row to learn; ``weight`` multiplies its loss.
+
+    Of a soft target ``completion`` has the ``share`` and ``other`` the rest, at the token where
+    the two part; what comes before and behind it is learnt as ``completion`` has it.
+    """
 
     prompt: str
     completion: str
     weight: float = 1.0
+    other: str = ""
+    share: float = 1.0
 
 
 class Encoded(NamedTuple):
-    """Token ids, the same with positions without loss set to ``IGNORED``, and the weight."""
+    """Token ids, the same with positions without loss set to ``IGNORED``, and the weight.
+
+    ``soft`` is the place of a second label, that label, and the share of the first.
+    """
 
     ids: list[int]
     labels: list[int]
     weight: float
+    soft: tuple[int, int, float] | None = None
 
 
 class Fitted(NamedTuple):
@@ -60,6 +70,7 @@ def fit(
     out: Path,
     *,
     seed: int,
+    judge: Callable[[models.Loaded], float] | None = None,
 ) -> Fitted:
     """Fine-tune adapters and save them to ``out/adapter``, on from a checkpoint if there is one.
 
@@ -72,6 +83,8 @@ def fit(
         examples: rows, or a function of the epoch that gives its rows (for targets drawn anew).
         out: run folder; gets ``adapter/``, ``train_log.jsonl``, meanwhile ``checkpoint/``.
         seed: draws adapter weights, order of rows and dropout.
+        judge: a loss of the model after an epoch, on rows held out of training; the adapter is
+            that of the epoch with the least one (``held_out`` in the log), else of the last.
 
     Raises:
         UserError: no rows, or a loss that is not finite.
@@ -92,7 +105,7 @@ def fit(
             " shorten the texts."
         )
     torch.manual_seed(seed)  # before the adapter exists: its weights are drawn on creation
-    work = _Training(loaded, settings, out, updates)
+    work = _Training(loaded, settings, out, updates, judge)
     steps = (
         (epoch, micro)
         for epoch in range(settings.epochs)
@@ -107,10 +120,13 @@ def fit(
 class _Training:
     """What an update changes and a checkpoint holds, from start or checkpoint to the adapter."""
 
-    def __init__(self, loaded: models.Loaded, settings: Tuning, out: Path, updates: int) -> None:
+    def __init__(
+        self, loaded: models.Loaded, settings: Tuning, out: Path, updates: int, judge: Any
+    ) -> None:
         import torch
         from transformers import get_scheduler
 
+        self.judge = judge
         self.loaded, self.settings, self.out, self.updates = loaded, settings, out, updates
         self.checkpoint = out / "checkpoint"
         self.model = adapt(loaded, settings)
@@ -130,15 +146,30 @@ class _Training:
         earlier = records.read_rows(log)[: self.done]
         records.write(log, "".join(map(records.line, earlier)))
         tokens, pending = sum(row["tokens"] for row in earlier), []
+        best = min((row["held_out"] for row in earlier if "held_out" in row), default=math.inf)
         steps = records.progress(steps, self.updates - self.done, "fine-tuning", "update")
         self.model.train()
         for step, (epoch, micro) in enumerate(steps, self.done + 1):
             pending.append({"step": step, "epoch": epoch, **self.update(step, micro)})
             tokens += pending[-1]["tokens"]
+            if self.judge and step % (self.updates // self.settings.epochs) == 0:
+                self.model.eval()
+                pending[-1]["held_out"] = score = self.judge(self.loaded)
+                self.model.train()
+                if not score >= best:
+                    best = score
+                    self.keep()
             if step % self.settings.checkpoint_every == 0 or step == self.updates:
                 records.append_rows(log, pending)
                 pending = []
                 self.save(step)
+        if not self.judge:
+            self.keep()
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
+        return int(tokens)
+
+    def keep(self) -> None:
+        """Write the adapters as they are now."""
         with _replacing(self.out / "adapter") as path:
             self.model.save_pretrained(path)
             # PEFT notes where the base model lies on this machine.
@@ -146,8 +177,6 @@ class _Training:
             note = json.loads((path / "adapter_config.json").read_text())
             note["base_model_name_or_path"] = self.loaded.record["id"]
             records.write(path / "adapter_config.json", note)
-        shutil.rmtree(self.checkpoint, ignore_errors=True)
-        return int(tokens)
 
     def update(self, step: int, micro: list[list[Encoded]]) -> dict[str, Any]:
         """One optimiser step over its forward passes; the loss before the step, and facts."""
@@ -241,14 +270,17 @@ class _Training:
 
 
 def stage(
-    run: Run, where: Path, make: Callable[[Any], Sequence[Example] | Callable[[int], Any]]
+    run: Run,
+    where: Path,
+    make: Callable[[Any], Sequence[Example] | Callable[[int], Any]],
+    judge: Callable[[models.Loaded], float] | None = None,
 ) -> dict[str, Any]:
     """The fine-tuning stage of a study; facts for its record.
 
-    ``make`` gives, from the tokenizer, rows or a function of the epoch (see ``fit``).
+    ``make`` gives, from the tokenizer, rows or a function of the epoch; see ``fit`` for ``judge``.
     """
     loaded = models.load(run.model, seed=run.seed)
-    fitted = fit(loaded, make(loaded.tokenizer), run.tuning, where, seed=run.seed)
+    fitted = fit(loaded, make(loaded.tokenizer), run.tuning, where, seed=run.seed, judge=judge)
     facts: dict[str, Any] = {
         "tokens": fitted.tokens,
         "updates": fitted.updates,
@@ -321,7 +353,13 @@ def encode(tokenizer: Any, example: Example, settings: Tuning) -> Encoded:
         answer = [*answer, tokenizer.eos_token_id]
     before = prompt if settings.loss == "sequence" else [IGNORED] * len(prompt)
     end = settings.max_length
-    return Encoded([*prompt, *answer][:end], [*before, *answer][:end], example.weight)
+    row = Encoded([*prompt, *answer][:end], [*before, *answer][:end], example.weight)
+    if example.share == 1:
+        return row
+    only = example._replace(completion=example.other, share=1.0)
+    both = enumerate(zip(row.labels, encode(tokenizer, only, settings).labels, strict=False))
+    parted = ((place, second) for place, (one, second) in both if one != second)
+    return row._replace(soft=next(((*at, example.share) for at in parted), None))
 
 
 def pack(rows: Sequence[Encoded], length: int) -> list[Encoded]:
@@ -376,7 +414,15 @@ def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> An
     scores = logits(model, hidden[:, :-1][counted]).float()
     nll = torch.nn.functional.cross_entropy(scores, labels[counted], reduction="none")
     weights = torch.tensor([row.weight for row in rows], device=device)
-    return (nll * weights[counted.nonzero()[:, 0]]).sum()
+    loss = (nll * weights[counted.nonzero()[:, 0]]).sum()
+    for k, row in enumerate(rows):
+        if row.soft:
+            place, second, share = row.soft
+            # Counted from the end, since rows are padded on the left.
+            at = counted.flatten()[: (k + 1) * counted.shape[1] + place - len(row.ids)].sum()
+            lost = scores[at, labels[k, place - len(row.ids)]] - scores[at, second]
+            loss = loss + row.weight * (1 - share) * lost
+    return loss
 
 
 def _leaves(tree: dict[Any, Any], place: str = "") -> Iterator[tuple[str, Any]]:

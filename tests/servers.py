@@ -84,7 +84,8 @@ class Handler(BaseHTTPRequestHandler):
             choice["logprobs"] = None
         if fault == "no-text":
             choice["message"] = {}
-        reply = json.dumps({"choices": [choice], "usage": {"total_tokens": 7}})
+        told = {"model": f"{body['model']}-2024", "system_fingerprint": "fp_1"}
+        reply = json.dumps({"choices": [choice], "usage": {"total_tokens": 7}, **told})
         if fault in ("cut", "drip"):
             reply = reply[: len(reply) // 2]
         reply = STRANGE.get(str(fault), reply)

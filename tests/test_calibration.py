@@ -343,3 +343,48 @@ def test_total_variation_is_half_the_city_block_distance() -> None:
 def test_a_posterior_mean_adds_the_prior_to_the_votes() -> None:
     found = calibration.posterior_mean([1, 3], [[4, 0], [0, 0]])
     np.testing.assert_allclose(found, [[5 / 8, 3 / 8], [1 / 4, 3 / 4]])
+
+
+def test_the_ceiling_in_closed_form_is_that_of_the_draws() -> None:
+    _, votes = crowd(300, 1)
+    mean, spread = calibration.best_cross_entropy(votes)
+    draws = calibration.best_draws(votes, 4000, seed=0)[:, 2]
+    assert mean.mean() == pytest.approx(draws.mean(), abs=4 * draws.std() / math.sqrt(4000))
+    assert math.sqrt(spread.sum()) / 300 == pytest.approx(draws.std(), rel=0.05)
+    five = [[3, 1, 0], [0, 0, 0], [2, 2, 2]]
+    mean, spread = calibration.best_cross_entropy(five)
+    assert np.isnan(mean).tolist() == np.isnan(spread).tolist() == [False, True, False]
+
+
+def ring(n: int) -> NDArray[np.int64]:
+    """Pairs of neighbours on a ring: every member stands in two of them."""
+    return np.column_stack([np.arange(n), (np.arange(n) + 1) % n])
+
+
+def test_the_variance_of_pairs_is_that_of_the_formula() -> None:
+    """Sum over all pairs of pairs that share a member, one by one."""
+    random = np.random.default_rng(0)
+    pairs, values = random.integers(0, 40, (60, 2)), random.normal(size=60)
+    away, total = values - values.mean(), 0.0
+    for i, j in itertools.product(range(60), repeat=2):
+        total += away[i] * away[j] * bool({*pairs[i]} & {*pairs[j]})
+    assert total > (away**2).sum(), "else the guard against less than independent pairs is tested"
+    found = calibration.dyadic(values, pairs.astype(str))
+    assert found.value == pytest.approx(values.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * math.sqrt(total / 59 / 60))
+    assert math.isnan(calibration.dyadic([], np.zeros((0, 2))).value)
+
+
+def test_intervals_of_pairs_hold_what_they_promise_where_plain_ones_do_not() -> None:
+    covered, plain, n = 0, 0, 200
+    for seed in range(300):
+        member = np.random.default_rng(seed).normal(size=n)
+        values = member[ring(n)].sum(1)
+        found = calibration.dyadic(values, ring(n))
+        covered += found.low <= 0 <= found.high
+        half = 1.96 * values.std(ddof=1) / math.sqrt(n)
+        plain += abs(values.mean()) <= half
+    assert covered / 300 == pytest.approx(0.95, abs=0.03)
+    assert plain / 300 < 0.88
+    apart = calibration.dyadic(np.arange(9.0), np.arange(18).reshape(9, 2))
+    assert (apart.high - apart.low) / 2 == pytest.approx(1.96 * np.arange(9).std(ddof=1) / 3)

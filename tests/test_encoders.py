@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,6 +59,37 @@ def test_the_same_seed_gives_the_same_encoder(path: Path) -> None:
     ]
     assert (found[0] == found[1]).all()
     assert (found[0] != found[2]).any()
+
+
+def test_the_epoch_that_does_best_on_held_out_rows_is_kept(path: Path) -> None:
+    losses, seen = iter([3.0, 1.0, 2.0]), []
+
+    def judge(encoder: encoders.Encoder) -> float:
+        seen.append(encoders.logits(encoder, TEXTS))
+        return next(losses)
+
+    how: Any = {"loss": "soft", "epochs": 3, "seed": 0, "lr": 1e-3}
+    kept = encoders.logits(encoders.fit(path, TEXTS, COUNTS, judge=judge, **how), TEXTS)
+    assert len(seen) == 3
+    assert (kept == seen[1]).all()
+    last = encoders.logits(encoders.fit(path, TEXTS, COUNTS, **how), TEXTS)
+    assert (last == seen[2]).all(), "to be judged changes nothing"
+
+
+def test_biases_and_layer_norms_do_not_decay(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no learning at all, decay is what is left to change weights."""
+    real, groups = torch.optim.AdamW, []
+
+    def optimizer(parameters: Any, **more: Any) -> Any:
+        groups.extend(parameters)
+        return real(parameters, **more)
+
+    monkeypatch.setattr(torch.optim, "AdamW", optimizer)
+    fitted = encoders.fit(path, TEXTS, COUNTS, loss="soft", epochs=1, weight_decay=0.5)
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    for name, parameter in fitted.model.named_parameters():
+        free = "norm" in name or name.endswith("bias")
+        assert decay[id(parameter)] == (0.0 if free else 0.5), name
 
 
 def test_embeddings_have_unit_length(path: Path) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import command
 from servers import Server, serving
 
-from ethalign import config, endpoint, study
+from ethalign import calibration, config, endpoint, study
 from ethalign.ambiguity import data, evaluate
 from ethalign.ambiguity.settings import Run
 from ethalign.config import UserError
@@ -46,7 +47,8 @@ def test_listed_tokens_become_answer_masses(server: Server) -> None:
     assert (asking.requests, asking.tokens) == (1, 7)
     nothing = asking.answers([], ("first", "second"))
     assert nothing.logp.shape == (0, 2)
-    assert nothing.bounded.shape == (0,)
+    assert nothing.bounded.shape == (0, 2)
+    assert asking.record["served"] == ["some-model-2024 fp_1"], "an alias is not what answers"
 
 
 def test_an_answer_that_is_not_listed_is_bounded_and_counted(server: Server) -> None:
@@ -54,14 +56,14 @@ def test_an_answer_that_is_not_listed_is_bounded_and_counted(server: Server) -> 
     found = client(server).answers(["Which?"], ("first", "second"))
     # Left over is 0.01, less than the least probable token listed.
     np.testing.assert_allclose(np.exp(found.logp), [[0.9, 0.01]])
-    assert found.bounded.all()
+    assert found.bounded.tolist() == [[False, True]]
     server.top = []
     found = client(server).answers(["Which?"], ("first", "second"))
     np.testing.assert_allclose(found.logp, [[0, 0]])
     assert found.bounded.all()
     # What the server rounds to nothing is no measured value either.
     server.top = [("first", -0.1), ("second", -math.inf)]
-    assert client(server).answers(["Which?"], ("first", "second")).bounded.all()
+    assert client(server).answers(["Which?"], ("first", "second")).bounded.tolist() == [[0, 1]]
 
 
 def test_the_beginning_of_an_answer_counts_unless_it_begins_both(server: Server) -> None:
@@ -301,6 +303,83 @@ def test_an_interrupted_evaluation_asks_only_for_what_is_missing(
     assert {r["metric"]: r["value"] for r in rows}["answer_bounded"] == 0
 
 
+def test_every_answer_is_kept_as_it_comes(server: Server, tmp_path: Path) -> None:
+    """A failure in the middle of a batch loses none; half a line is asked for again."""
+    run, kept = served(server, **{"endpoint.concurrent": 1}), tmp_path / "answers.jsonl"
+    total = 2 * sum(map(len, data.tests(run).values()))
+    server.script = [*[None] * 21, *[500] * 99]
+    path = tmp_path / "predictions.jsonl"
+    with pytest.raises(UserError, match="run the same command again"):
+        evaluate.ask(run, evaluate.respondent(run, None, kept), data.tests(run), path)
+    assert len(kept.read_text().splitlines()) == 21
+    kept.write_text(kept.read_text()[:-9])
+    server.script, server.bodies = [], []
+    model = evaluate.respondent(run, None, kept)
+    found = evaluate.ask(run, model, data.tests(run), path)
+    assert len(server.bodies) == total - 20
+    assert model.record["served"] == ["some-model-2024 fp_1"]
+    fresh = evaluate.ask(run, evaluate.respondent(run, None), data.tests(run), tmp_path / "p")
+    assert found.equals(fresh)
+    # Another question about the same prompt is another request.
+    asking = endpoint.Client(run.endpoint, "some-model", kept)
+    for names in (("first", "second"), ("second", "first"), ("first", "second")):
+        answer = asking.answers(["Which?"], names)
+        assert np.exp(answer.logp[0, names.index("first")]) == pytest.approx(0.6)
+    assert asking.requests == 2
+
+
+def test_a_missing_answer_is_a_bound_and_two_are_no_answer(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = served(server, **{"data.limit_test": 4})
+    listed = [("first", math.log(0.9)), ("The", math.log(0.06)), ("I", math.log(0.03))]
+    tables, path = data.tests(run), tmp_path / "p.jsonl"
+
+    def ask() -> dict[str, Any]:
+        path.unlink(missing_ok=True)
+        found = evaluate.ask(run, evaluate.respondent(run, None), tables, path)
+        rows = evaluate.measure_rows(run, run.variant, found)
+        told = {
+            r["metric"]: r for r in rows if r["stratum"] == "all" and r["dataset"] != "held-out"
+        }
+        return told | {"rows": found}
+
+    server.top = listed
+    found = ask()
+    assert found["rows"]["bounded"].tolist()[0] == ["logp2", "swapped1"]
+    assert (found["answer_bounded"]["value"], found["no_answer"]["value"]) == (1, 0)
+    # Whatever stands first has 0.9 of 0.91 or more: of both orders half to within 0.006.
+    n = data.counts(tables["test"])
+    low = calibration.cross_entropy(np.clip(calibration.shares(n), 0.4945, 0.5055), n).mean()
+    least, said, most = (
+        found[f"cross_entropy{ending}"]["value"] for ending in ("_least", "", "_most")
+    )
+    assert least == pytest.approx(low, abs=1e-3)
+    assert least < said < most < said + 0.02
+
+    lists, answers = iter([listed, [("The", -0.1)]] * 9), endpoint.Client.answers
+
+    def one_list_an_order(self: Any, asked: list[str], names: tuple[str, str]) -> Any:
+        server.top = next(lists)
+        return answers(self, asked, names)
+
+    monkeypatch.setattr(endpoint.Client, "answers", one_list_an_order)
+    model, part = evaluate.respondent(run, None), {"test": tables["test"]}
+    silent = evaluate.ask(run, model, part, tmp_path / "q.jsonl")
+    assert not evaluate.answered(silent).any()
+    assert silent["verdict"].isna().all(), "half an answer is none"
+    (row,) = evaluate.measure_rows(run, run.variant, silent)
+    assert (row["metric"], row["value"]) == ("no_answer", 1)
+    server.top = [("first", -0.5), ("second", -1.0)]
+    monkeypatch.undo()
+    mixed = pd.concat([silent, ask()["rows"]])
+    rows = evaluate.measure_rows(run, run.variant, mixed)
+    told = {r["metric"]: r for r in rows if r["stratum"] == "all" and r["dataset"] != "held-out"}
+    assert (told["no_answer"]["value"], told["no_answer"]["n"]) == (0.5, 8)
+    assert told["accuracy"]["n"] == 4
+    assert "cross_entropy_most" not in told
+
+
 def test_too_many_requests_are_refused_before_the_first(server: Server, tmp_path: Path) -> None:
     run = served(server, **{"endpoint.max_requests": 3})
     with pytest.raises(UserError, match=r"endpoint\.max_requests is 3"):
@@ -322,4 +401,6 @@ def test_the_whole_evaluation_runs_against_a_server(server: Server, tmp_path: Pa
     where = tmp_path / "ambiguity" / "smoke" / "some-model" / "zero-shot" / "0"
     record = json.loads((where / "run.json").read_text())
     assert record["stages"]["evaluate"]["model"]["device"] == server.url
+    assert record["stages"]["evaluate"]["model"]["served"] == ["some-model-2024 fp_1"]
+    assert not (where / "answers.jsonl").exists()
     assert len(server.bodies) == 2 * len((where / "predictions.jsonl").read_text().splitlines())

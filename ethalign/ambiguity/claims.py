@@ -31,8 +31,12 @@ LOSSES = {
     "dirichlet_nll_fitted": "dm_fitted",
 }
 # Three meanings of "more": the change of a mean in nats, as a share of what was before, and that
-# share with the raw answer mass for the concentration.
-MORE = {"more_nats": ("dm", False), "more_percent": ("dm", True), "more_raw": ("raw", True)}
+# share with the raw answer mass for the concentration, where both scores are of one order.
+MORE = {
+    "more_nats": ("ce", "dm", False),
+    "more_percent": ("ce", "dm", True),
+    "more_raw": ("ce_raw", "raw", True),
+}
 
 
 def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None:
@@ -43,7 +47,7 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
     predictor's entropy and that of the votes. Beside variants these predictors are known:
     ``best-tuned``, ``best-language-model`` and ``best-encoder``, of several the one with the least
     cross-entropy on the calibration split (scaled, if that is claimed); ``uniform``, which is 0 in
-    a correlation; ``mean-votes`` of the calibration split; and ``zero-shot-scaled``, with the
+    a correlation; ``mean-votes`` of the test items; and ``zero-shot-scaled``, with the
     temperature of that split.
     """
     known = _predictions(claim, parts)
@@ -59,16 +63,19 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
     def pick(*columns: str) -> tuple[Floats, ...]:
         return tuple(both[c].to_numpy(float) for c in columns)
 
+    # Pairs that share an action are resampled together, if one of both has told them.
+    groups = next((both[c].to_numpy() for c in ("group", "group_1") if c in both), None)
     if claim.estimand == "entropy_correlation":
-        return Contrast(_correlations, pick("entropy_1", "entropy_2", "entropy_votes_1"))
+        arrays = pick("entropy_1", "entropy_2", "entropy_votes_1")
+        return Contrast(_correlations, arrays, groups)
     if claim.estimand in MORE:
-        score, relative = MORE[claim.estimand]
-        columns = ("ce_1", f"{score}_1", "ce_2", f"{score}_2")
+        *scores, relative = MORE[claim.estimand]
+        columns = tuple(f"{score}_{side}" for side in (1, 2) for score in scores)
         if not {*columns} <= {*both}:
             return None
-        return Contrast(functools.partial(_more, relative), pick(*columns))
+        return Contrast(functools.partial(_more, bool(relative)), pick(*columns), groups)
     loss = LOSSES[claim.estimand]
-    return Contrast(_gap, pick(f"{loss}_1", f"{loss}_2"))
+    return Contrast(_gap, pick(f"{loss}_1", f"{loss}_2"), groups)
 
 
 def _predictions(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -105,15 +112,16 @@ def _scores(name: str, known: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None
             return None
         found = _losses(base)
         return found.assign(ce=found["ce_scaled"], dm=found["dm_fitted"])
-    held = calibration.shares(data.counts(base[base["part"] == "held-out"]))
-    mean = np.nanmean(held, axis=0) if name == "mean-votes" else np.array([0.5, 0.5])
+    # The best constant in hindsight: what reads nothing cannot be better.
+    votes = calibration.shares(data.counts(base[base["part"] == "test"]))
+    mean = np.nanmean(votes, axis=0) if name == "mean-votes" else np.array([0.5, 0.5])
     plain = base[[c for c in base if not str(c).startswith(("logp", "swapped", "z"))]]
     return _losses(plain.assign(logp1=np.log(mean[0]), logp2=np.log(mean[1])))
 
 
 def _losses(rows: pd.DataFrame, part: str = "test") -> pd.DataFrame:
     """Per item with votes, by ``id``: cross-entropies, Dirichlet scores and entropies."""
-    rows = rows[data.counts(rows).sum(1) > 0]
+    rows = rows[(data.counts(rows).sum(1) > 0) & evaluate.answered(rows)]
     n, p, held = data.counts(rows), evaluate.probabilities(rows), rows["part"] == "held-out"
     fitted = evaluate.fit_scaling(p[held], n[held])
     after = evaluate.scaled(p, fitted["temperature"])
@@ -129,7 +137,12 @@ def _losses(rows: pd.DataFrame, part: str = "test") -> pd.DataFrame:
     if "logp1" in rows:
         mass = np.maximum(np.exp(rows[["logp1", "logp2"]].to_numpy(float)), evaluate.FLOOR)
         found["raw"] = calibration.dirichlet_multinomial_nll(mass, n)
-    return found[(rows["part"] == part).to_numpy()].sort_index()
+        one = np.maximum(evaluate.probabilities(rows, "logp"), evaluate.FLOOR)
+        found["ce_raw"] = calibration.cross_entropy(np.minimum(one, 1), n)
+    kept = (rows["part"] == part).to_numpy()
+    groups = data.neighbours(rows[kept])
+    found = found[kept] if groups is None else found[kept].assign(group=groups)
+    return found.sort_index()
 
 
 def _gap(first: Any, second: Any) -> float:

@@ -7,15 +7,17 @@ WRONG, OTHER and NOBODY as RIGHT, and INFO (not enough known) is dropped, as in 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
 
-from ethalign import calibration, sources
+from ethalign import calibration, metrics, sources
 from ethalign.ambiguity.settings import Run
 from ethalign.config import ROOT, UserError
 from ethalign.data import SAMPLES, limit, read_csv, stamp, unique
@@ -33,6 +35,8 @@ ANSWERS = {"dilemmas": ("first", "second"), "anecdotes": ("right", "wrong")}
 FIELDS = ("part", "id", "dataset", "stratum", *PAIR, "gold")
 # Five further votes on the same pair, in tables and records of the official dilemmas.
 FURTHER = ("human1", "human2")
+# The actions of a pair, in records as the beginning of a hash: enough to tell who is a neighbour.
+ACTIONS = ("action1", "action2")
 # How divided voters can be; see ``calibration.disagreement``.
 STRATA = ("unanimous", "4-1", "3-2", "clear", "split")
 # Data set to source to splits.
@@ -40,7 +44,6 @@ SPLITS = {
     "dilemmas": {"sample": "train test", "official": "train dev test"},
     "anecdotes": {"sample": "train test", "official": "train dev test excerpt"},
     "anecdotes-votes": {"official": "dev"},
-    "dilemmas-disagreement": {"official": "train"},
 }
 
 
@@ -57,8 +60,7 @@ def table(name: str, split: str = "test", source: str = "official") -> pd.DataFr
 
     Args:
         name: of ``SPLITS``; ``anecdotes-votes`` are the five counts of all 2,500 development
-            anecdotes, without text, and ``dilemmas-disagreement`` training pairs with how
-            divided the voters were, but not in which direction.
+            anecdotes, without text.
         split, source: see ``SPLITS``; ``excerpt`` is 60 anecdotes.
 
     Returns:
@@ -122,19 +124,10 @@ def _anecdote_votes(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _disagreement(path: Path) -> pd.DataFrame:
-    frame = read_csv(path, ["text", "disagreement_rate"])
-    ids = [f"disagreement-train-{i}" for i in range(len(frame))]
-    # 0, 0.5 and 1 stand for 5-0, 4-1 and 3-2; which action lost is not in the file.
-    minority = 2 * pd.to_numeric(frame["disagreement_rate"])
-    return pd.DataFrame({"id": ids, "text": frame["text"], "minority": minority})
-
-
 OFFICIAL: dict[str, Callable[[Path], pd.DataFrame]] = {
     "dilemmas": _dilemmas,
     "anecdotes": _anecdotes,
     "anecdotes-votes": _anecdote_votes,
-    "dilemmas-disagreement": _disagreement,
 }
 
 
@@ -204,11 +197,27 @@ def tests(run: Run) -> dict[str, pd.DataFrame]:
     return {k: limit(table, run.data.limit_test, run.seed) for k, table in tables.items()}
 
 
+def held_out(run: Run) -> pd.DataFrame:
+    """The whole calibration split."""
+    return _pool(run)[0]
+
+
 def _pool(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Held-out rows and the rest, both without rows that have no votes, before any limit."""
-    pool = _rows(run, "train")
-    voted = pool[counts(pool).sum(1) > 0].reset_index(drop=True)
-    return part(voted, run.votes.held_out, run.seed)
+    """Held-out rows and the rest, both without rows that have no votes, before any limit.
+
+    Held-out rows of the official training file are the development file.
+    """
+    tables = [_rows(run, "train")]
+    if _has_dev(run):
+        tables.insert(0, table(run.votes.dataset, "dev"))
+    voted = [t[counts(t).sum(1) > 0].reset_index(drop=True) for t in tables]
+    first, second = voted if len(voted) > 1 else part(voted[0], run.votes.held_out, run.seed)
+    return first, second
+
+
+def _has_dev(run: Run) -> bool:
+    official = run.data.source == "official" and run.data.train is None
+    return official and run.votes.split == "train"
 
 
 def _rows(run: Run, name: str) -> pd.DataFrame:
@@ -253,6 +262,8 @@ def places(run: Run, *names: str) -> Iterator[tuple[str, Path | Source]]:
         else:
             at = SOURCES[f"{dataset}-{_split(run, name)}"] if official else None
             yield name, at or SAMPLES / f"{dataset}.csv"
+            if name == "train" and _has_dev(run):
+                yield "held-out", SOURCES[f"{dataset}-dev"]
 
 
 def part(frame: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -262,25 +273,48 @@ def part(frame: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd
     a stretch of that walk; rows of the rest that touch the first part are dropped. In the real
     files every action stands in two pairs, so hardly any row is lost.
     """
-    sides = [c for c in ("action1", "action2") if c in frame] or ["id"]
-    actions = [frame[side].tolist() for side in sides]
-    at: dict[str, list[int]] = {}
-    for side in actions:
-        for row, action in enumerate(side):
-            at.setdefault(action, []).append(row)
     wanted = min(max(1, round(share * len(frame))), len(frame))
-    taken: set[int] = set()
-    for start in np.random.default_rng(seed).permutation(len(frame)).tolist():
-        stack = [start]
-        while stack and len(taken) < wanted:
-            row = stack.pop()
-            if row not in taken:
-                taken.add(row)
-                stack += [r for side in actions for r in at[side[row]]]
-    used = {side[row] for side in actions for row in taken}
+    taken, sides = {*itertools.islice(walk(frame, seed), wanted)}, _sides(frame)
+    used = {action for side in sides for action in frame[side].iloc[[*taken]]}
     touched = frame[sides].isin(used).any(axis=1)
     first, rest = frame.iloc[sorted(taken)], frame[~touched]
     return first.reset_index(drop=True), rest.reset_index(drop=True)
+
+
+def walk(frame: pd.DataFrame, seed: int) -> Iterator[int]:
+    """All rows of a table, from neighbour to neighbour as long as there is one."""
+    sides, at = [frame[side].tolist() for side in _sides(frame)], cast("dict[str, list[int]]", {})
+    for side in sides:
+        for row, action in enumerate(side):
+            at.setdefault(action, []).append(row)
+    seen: set[int] = set()
+    for start in np.random.default_rng(seed).permutation(len(frame)).tolist():
+        stack = [start]
+        while stack:
+            row = stack.pop()
+            if row not in seen:
+                seen.add(row)
+                yield row
+                stack += [r for side in sides for r in at[side[row]]]
+
+
+def _sides(frame: pd.DataFrame) -> list[str]:
+    return [c for c in ACTIONS if c in frame] or ["id"]
+
+
+def neighbours(frame: pd.DataFrame) -> metrics.Ints | None:
+    """Labels (n,) of stretches of ``walk``, to be resampled together; None without actions.
+
+    Pairs depend on each other where they share an action, so that a stretch of ten holds nine
+    tenths of it. Below 200 pairs there are twenty stretches, which hold less, since fewer could
+    not be resampled.
+    """
+    if not {*ACTIONS} <= {*frame}:
+        return None
+    size = max(1, min(10, len(frame) // 20))
+    labels = np.empty(len(frame), dtype=int)
+    labels[list(walk(frame, 0))] = np.arange(len(frame)) // size
+    return labels
 
 
 def items(frame: pd.DataFrame, part: str, dataset: str) -> Rows:
@@ -290,10 +324,13 @@ def items(frame: pd.DataFrame, part: str, dataset: str) -> Rows:
     """
     gold = np.array(ANSWERS[dataset])[counts(frame).argmax(1)]
     known = {"part": part, "dataset": frame.attrs["dataset"], "stratum": strata(frame)}
+    for action, text in zip(ACTIONS, ("first", "second"), strict=True):
+        if text in frame:
+            known[action] = [sha256(t.strip().encode()).hexdigest()[:8] for t in frame[text]]
     return cast("Rows", frame.assign(**known, gold=gold).to_dict("records"))
 
 
 def record(item: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of an item: ``FIELDS`` and, where there are any, ``FURTHER``; never words."""
-    further = {key: item[key] for key in FURTHER if pd.notna(item.get(key))}
+    """What is kept of an item: ``FIELDS``, and ``FURTHER`` and ``ACTIONS``, if any; no words."""
+    further = {key: item[key] for key in (*FURTHER, *ACTIONS) if pd.notna(item.get(key))}
     return {key: item[key] for key in FIELDS} | further

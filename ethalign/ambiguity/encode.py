@@ -15,7 +15,7 @@ from ethalign import calibration, encoders, models, records, sources
 from ethalign.ambiguity import data, evaluate
 from ethalign.ambiguity.settings import Baselines, Run
 from ethalign.calibration import Floats
-from ethalign.config import ROOT, read_yaml
+from ethalign.config import ROOT, Model, read_yaml
 from ethalign.metrics import Estimate
 from ethalign.sources import Source
 from ethalign.study import Rows
@@ -24,6 +24,8 @@ Names = tuple[str, ...]
 # Encoders and their losses; the last is the negative control, and learns from permuted votes.
 LOSSES: dict[str, encoders.Loss] = {k: k for k in get_args(encoders.Loss)}
 LOSSES["shuffled"] = "soft"
+# Tokens of an action and of a story, as in Scruples (papers.md 4.3).
+LENGTHS = {"dilemmas": 92, "anecdotes": 512}
 SEARCH = ROOT / "configs" / "ambiguity" / "search.yaml"
 READ = ("train", "test", "dilemmas-dev", "anecdotes-votes")
 # Tables of votes that no predictor is scored on, beside the data of a run.
@@ -40,18 +42,22 @@ DRAWS: dict[str, Callable[[np.random.Generator, Any, Any], float | int]] = {
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     """Fit an encoder with each of ``LOSSES``, and let it judge held-out and test rows.
 
-    ``predictions.jsonl`` gets ``data.record``, ``variant``, ``verdict`` and the logits ``z1, z2``;
-    facts are how many rows each part has.
+    ``predictions.jsonl`` gets ``data.record``, ``variant``, ``verdict``, the logits ``z1, z2`` and
+    the ``epoch`` that was kept; facts are how many rows each part has, and the encoder.
     """
     rows, dataset = data.splits(run), run.votes.dataset
     items = data.items(rows.held_out, "held-out", dataset) + data.items(rows.test, "test", dataset)
     asked = [
         {"variant": f"encoder-{name}"} | data.record(item) for name in LOSSES for item in items
     ]
-    work = functools.partial(_judge, run, models.encoder(run.baselines.encoder, run.seed))
+    folder, record = models.locate(Model(id=run.baselines.encoder), run.seed)
+    device, why = models.choose_device(run.model.device)
+    record |= {"device": models.device_name(device), "dtype": "float32"}
+    work = functools.partial(_judge, run, folder)
     path, keys, size = where / "predictions.jsonl", ("variant", "part", "id"), len(items)
     records.fill(path, asked, work, keys=keys, size=size, what="encoders")
-    return {"rows": {name: len(frame) for name, frame in rows._asdict().items()}}
+    sizes = {name: len(frame) for name, frame in rows._asdict().items()}
+    return {"rows": sizes, "model": record, "notes": [why]}
 
 
 def files(run: Run) -> dict[str, Path]:
@@ -69,17 +75,21 @@ def _judge(run: Run, path: Path, asked: Rows) -> Rows:
     if run.baselines.encoder_trials:
         run = search(run, path, rows, loss)
     answers = data.ANSWERS[run.votes.dataset]
+    scores, epoch = encode(run, path, rows, loss)
     return [
-        item | {"z1": float(z[0]), "z2": float(z[1]), "verdict": answers[int(z.argmax())]}
-        for item, z in zip(asked, encode(run, path, rows, loss), strict=True)
+        item
+        | {"z1": float(z[0]), "z2": float(z[1]), "verdict": answers[int(z.argmax())]}
+        | {"epoch": epoch}
+        for item, z in zip(asked, scores, strict=True)
     ]
 
 
-def encode(run: Run, path: Path, rows: data.Splits, loss: encoders.Loss) -> Floats:
-    """Fine-tune an encoder with one loss; its logits for held-out, then test rows, (n, 2).
+def encode(run: Run, path: Path, rows: data.Splits, loss: encoders.Loss) -> tuple[Floats, int]:
+    """Fine-tune an encoder with one loss; logits of held-out, then test rows, (n, 2), and epoch.
 
     Dilemmas are ranked: one score per action, softmax over the two, so that order cannot matter.
-    Anecdotes are classified from title and text. ``path`` is the folder of the encoder.
+    Anecdotes are classified from title and text. ``path`` is the folder of the encoder. The epoch
+    (from 1) is that with the best ``worth`` on the held-out rows.
     """
     ranked = run.votes.dataset == "dilemmas"
     columns = ("first", "second") if ranked else ("title", "text")
@@ -88,18 +98,40 @@ def encode(run: Run, path: Path, rows: data.Splits, loss: encoders.Loss) -> Floa
     goal = counts.argmax(1) if loss == "hard" else counts
     settings = run.baselines.model_dump(exclude={"encoder", "encoder_trials"})
     how = {name.removeprefix("encoder_"): value for name, value in settings.items()}
-    how |= {"pairs": train[1], "loss": loss, "ranked": ranked, "seed": run.seed}
-    fitted = encoders.fit(path, train[0], goal, **how)
-    z = [encoders.logits(fitted, one, pairs=two, ranked=ranked) for one, two in judged]
-    return np.vstack(z)
+    how["max_length"] = how["max_length"] or LENGTHS[run.votes.dataset]
+    how |= {"device": models.choose_device(run.model.device)[0], "seed": run.seed}
+    read = {"ranked": ranked, "max_length": how["max_length"]}
+    scores: list[float] = []
+
+    def judge(encoder: encoders.Encoder) -> float:
+        one, two = judged[0]
+        z = encoders.logits(encoder, one, pairs=two, **read)
+        scores.append(worth(z, data.counts(rows.held_out)))
+        return scores[-1]
+
+    fitted = encoders.fit(
+        path, train[0], goal, pairs=train[1], loss=loss, ranked=ranked, judge=judge, **how
+    )
+    z = [encoders.logits(fitted, one, pairs=two, **read) for one, two in judged]
+    return np.vstack(z), scores.index(min(scores)) + 1
+
+
+def worth(z: Floats, counts: Floats) -> float:
+    """Cross-entropy of logits (n, 2) to the votes after temperature scaling, as in Scruples.
+
+    By it epochs and settings are chosen; an encoder that diverged has 5, as theirs did.
+    """
+    if not np.isfinite(z).all():
+        return 5.0
+    scaled = special.softmax(z / calibration.fit_temperature(z, counts), axis=1)
+    return float(calibration.cross_entropy(scaled, counts).mean())
 
 
 def search(run: Run, path: Path, rows: data.Splits, loss: encoders.Loss) -> Run:
     """The run with the encoder settings that did best of ``baselines.encoder_trials`` draws.
 
-    Settings are drawn from ``configs/ambiguity/search.yaml`` (the space of Scruples). A trial's
-    score is the cross-entropy on held-out rows after temperature scaling; one that diverged
-    scores 5.
+    Settings are drawn from ``configs/ambiguity/search.yaml`` (the space of Scruples) and judged
+    by their ``worth`` on the held-out rows.
     """
     best, chosen, counts = np.inf, run, data.counts(rows.held_out)
     space = [(name, *how) for name, drawn in read_yaml(SEARCH).items() for how in drawn.items()]
@@ -108,10 +140,7 @@ def search(run: Run, path: Path, rows: data.Splits, loss: encoders.Loss) -> Run:
         drawn = {name: DRAWS[kind](random, *ends) for name, kind, ends in space}
         settings = Baselines.model_validate(run.baselines.model_dump() | drawn)
         tried = run.model_copy(update={"baselines": settings})
-        z, score = encode(tried, path, rows, loss)[: len(counts)], 5.0
-        if np.isfinite(z).all():
-            scaled = special.softmax(z / calibration.fit_temperature(z, counts), axis=1)
-            score = float(calibration.cross_entropy(scaled, counts).mean())
+        score = worth(encode(tried, path, rows, loss)[0][: len(counts)], counts)
         if score < best:
             best, chosen = score, tried
     return chosen
@@ -138,19 +167,21 @@ def bounds(run: Run) -> Rows:
 
 
 def floors(run: Run, rows: data.Splits) -> Rows:
-    """Predictors that read nothing: uniform, the mean of the training votes, the majority.
+    """Predictors that read nothing: uniform, the mean of the test votes, the majority.
 
-    The Dirichlet prior fitted to the training votes has its own concentrations. So has
-    ``human-posterior``, where the file has five further votes: what is to be expected of the first
-    five from that prior and these.
+    ``mean-votes`` is the best constant in hindsight, with the concentrations that fit the test
+    votes best, so that nothing that reads nothing can be better. ``human-posterior``, where the
+    file has five further votes, is what is to be expected of the first five from these and the
+    Dirichlet prior of the training votes.
     """
-    train, name = data.counts(rows.train), str(rows.test.attrs["dataset"])
-    prior, mean = calibration.fit_dirichlet_multinomial(train), calibration.shares(train).mean(0)
+    train, votes = data.counts(rows.train), data.counts(rows.test)
+    prior, name = calibration.fit_dirichlet_multinomial(train), str(rows.test.attrs["dataset"])
+    own, mean = calibration.fit_dirichlet_multinomial(votes), calibration.shares(votes)
     test = pd.DataFrame(data.items(rows.test, "test", run.votes.dataset))
     uniform = test.assign(p1=0.5, p2=0.5)
     out = evaluate.score_rows(run, "uniform", uniform)
-    own = uniform.assign(p1=mean[0], p2=mean[1], a1=prior[0], a2=prior[1])
-    out += evaluate.score_rows(run, "mean-votes", own)
+    known = dict(zip(("p1", "p2", "a1", "a2"), [*np.nanmean(mean, axis=0), *own], strict=True))
+    out += evaluate.score_rows(run, "mean-votes", test.assign(**known))
     if {*data.FURTHER} <= {*test}:
         further = test[list(data.FURTHER)].to_numpy(float)
         known = dict(zip(("a1", "a2"), (prior + further).T, strict=True))
@@ -158,7 +189,7 @@ def floors(run: Run, rows: data.Splits) -> Rows:
         out += evaluate.score_rows(run, "human-posterior", test.assign(**known))
     # A certain answer has no finite cross-entropy; only its labels are scored.
     top = np.full(len(test), int(train.argmax(1).mean() >= 0.5))
-    labels = evaluate.label_scores(run, top, data.counts(test))
+    labels = evaluate.label_scores(run, top, test)
     return out + evaluate.metric_rows(run, "majority", name, labels)
 
 
@@ -167,7 +198,8 @@ def vote_rows(
 ) -> Rows:
     """What follows from the votes in some columns alone, on answers of these ``names``.
 
-    ``best`` are the best possible scores (BEST) with the interval of their posterior draws,
+    ``best`` are the best possible scores (BEST) with the interval of their posterior draws, of
+    the cross-entropy also by how divided the votes were (there in closed form),
     ``votes`` the ``vote_facts``, and ``human`` is the majority of five further people, where the
     file has them, against the majority of the first five.
     """
@@ -185,8 +217,16 @@ def vote_rows(
     }
     if {*data.FURTHER} <= {*frame}:
         answer = frame[list(data.FURTHER)].to_numpy(float).argmax(1)
-        found["human"] = evaluate.label_scores(run, answer, counts)
-    return [row for k, f in found.items() for row in evaluate.metric_rows(run, k, dataset, f)]
+        found["human"] = evaluate.label_scores(run, answer, frame)
+    rows = [row for k, f in found.items() for row in evaluate.metric_rows(run, k, dataset, f)]
+    strata = np.array(calibration.disagreement(counts))
+    loss, spread = calibration.best_cross_entropy(counts)
+    for stratum in [name for name in data.STRATA if name in strata]:
+        part = strata == stratum
+        mean, half = loss[part].mean(), 1.96 * np.sqrt(spread[part].sum()) / part.sum()
+        known = [("cross_entropy", "nats", Estimate(mean, mean - half, mean + half, part.sum()))]
+        rows += evaluate.metric_rows(run, "best", dataset, known, stratum)
+    return rows
 
 
 def vote_facts(counts: Floats, names: Names) -> evaluate.Found:

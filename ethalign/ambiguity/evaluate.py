@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import special, stats
 
 from ethalign import calibration, endpoint, metrics, records, scoring, tuning
@@ -29,15 +30,15 @@ SHOWN = (
 )
 # Smaller than any probability a float32 model tells apart from zero.
 FLOOR = 1e-12
-# Fields of the log mass on both answers, by the order in which the pair was shown.
-ORDERS = {"dilemmas": ("logp", "swapped"), "anecdotes": ("logp",)}
 
 
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     """Ask the model; facts are its record and notes, and of stories the share of cut test rows."""
-    model = respondent(run, before.get("finetune"))
+    kept = where / "answers.jsonl"
+    model = respondent(run, before.get("finetune"), kept)
     tables = data.tests(run)
     ask(run, model, tables, where / "predictions.jsonl")
+    kept.unlink(missing_ok=True)
     facts: dict[str, Any] = {"model": model.record, "notes": model.notes}
     if "text" in tables["test"]:
         words = tables["test"]["text"].str.count(" ") + 1
@@ -53,10 +54,13 @@ def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     return [row for name, part in parts for row in measure_rows(run, str(name), part)]
 
 
-def respondent(run: Run, tuned: Path | None) -> Loaded | endpoint.Client:
-    """Who is asked: the server that ``endpoint.url`` names, or the model tuned in a folder."""
+def respondent(run: Run, tuned: Path | None, kept: Path | None = None) -> Loaded | endpoint.Client:
+    """Who is asked: the server that ``endpoint.url`` names, or the model tuned in a folder.
+
+    The answers of a server are ``kept`` one by one.
+    """
     if run.endpoint.url:
-        return endpoint.Client(run.endpoint, run.model.id)
+        return endpoint.Client(run.endpoint, run.model.id, kept)
     return tuning.with_adapter(run.model, tuned and tuned / "adapter", seed=run.seed)
 
 
@@ -71,13 +75,14 @@ def ask(
         A row per item: that of ``data.record``, ``verdict`` and the log of the raw mass on each
         answer, summed over its verbalizers: ``logp1, logp2`` as the file has the pair, and for
         dilemmas ``swapped1, swapped2`` with the actions swapped; they always belong to answer 1
-        and 2 of the file. Behind a server also ``bounded``: the number of orders in which an
-        answer was not listed and its mass is an upper bound.
+        and 2 of the file. Behind a server also ``bounded``: those of these fields that are upper
+        bounds, since the answer was not listed. There is no verdict if neither was; see
+        ``answered``.
     """
     parts = [data.items(table, part, run.votes.dataset) for part, table in tables.items()]
     if isinstance(model, endpoint.Client):
         left = sum(map(len, parts)) - len(records.read_rows(path))
-        model.permit(len(ORDERS[run.votes.dataset]) * left)
+        model.permit(len(orders(run)) * left)
     work, size = functools.partial(_answer, run, model), run.evaluation.batch_size
     rows: Rows = []
     for part in parts:  # one after the other: a batch holds rows of one part
@@ -85,25 +90,38 @@ def ask(
     return pd.DataFrame(rows)
 
 
+def orders(run: Run) -> tuple[str, ...]:
+    """Fields of the log mass on both answers, by the order in which the pair was shown."""
+    return ("logp", "swapped") if prompts.swaps(run.votes) else ("logp",)
+
+
 def _answer(run: Run, model: Loaded | endpoint.Client, chunk: Rows) -> Rows:
     rows = [data.record(item) for item in chunk]
     question = functools.partial(prompts.question, run.votes, run.prompt.template)
-    for order in ORDERS[run.votes.dataset]:
+    for order in orders(run):
         swapped = order == "swapped"
         asked = [question(i, swapped=swapped, tokenizer=model.tokenizer) for i in chunk]
         if isinstance(model, endpoint.Client):
             one, two = (texts[0].strip() for texts in prompts.verbalizers(run.votes))
             mass, bounded = model.answers(asked, (one, two))
-            for row, bound in zip(rows, bounded, strict=True):
-                row["bounded"] = row.get("bounded", 0) + int(bound)
+            for row, bounds in zip(rows, bounded[:, ::-1] if swapped else bounded, strict=True):
+                names = [f"{order}{k}" for k, bound in enumerate(bounds, 1) if bound]
+                row["bounded"] = row.get("bounded", []) + names
         else:
             mass = answer_logprobs(run, model, asked)
         for row, pair in zip(rows, mass[:, ::-1] if swapped else mass, strict=True):
             row |= {f"{order}{k}": round(float(v), 5) for k, v in enumerate(pair, 1)}
-    names = data.ANSWERS[run.votes.dataset]
-    for row, p in zip(rows, probabilities(pd.DataFrame(rows)), strict=True):
-        row["verdict"] = names[int(p.argmax())]
+    verdicts, table = data.ANSWERS[run.votes.dataset], pd.DataFrame(rows)
+    for row, p, known in zip(rows, probabilities(table), answered(table), strict=True):
+        row["verdict"] = verdicts[int(p.argmax())] if known else None
     return rows
+
+
+def answered(predictions: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which items have an answer: in no order are both answers missing from a server's list."""
+    bounded = predictions.get("bounded", pd.Series([[]] * len(predictions)))
+    both = [{f"{order}1", f"{order}2"} for order in ("logp", "swapped")]
+    return np.array([not any(pair <= {*names} for pair in both) for names in bounded], dtype=bool)
 
 
 def answer_logprobs(run: Run, loaded: Loaded, asked: list[str]) -> Floats:
@@ -116,13 +134,21 @@ def answer_logprobs(run: Run, loaded: Loaded, asked: list[str]) -> Floats:
     texts = list(reversed(dict.fromkeys([*groups[0], *groups[1]])))
     _, ids = scoring.split(tokenizer, asked[0], texts)
     texts = list({tuple(i): text for i, text in zip(ids, texts, strict=True)}.values())
-    logp = scoring.choice_logprobs(model, tokenizer, asked, texts, batch_size=len(asked))
+    size = run.evaluation.batch_size
+    logp = scoring.choice_logprobs(model, tokenizer, asked, texts, batch_size=size)
     if run.votes.target == "verbalised":
         share = np.array([float(text.strip(" %")) / 100 for text in texts])
         weights = np.vstack([share, 1 - share])
     else:
         weights = np.array([[float(text in group) for text in texts] for group in groups])
     return np.column_stack([special.logsumexp(logp, axis=1, b=w) for w in weights])
+
+
+def judge(run: Run, held_out: pd.DataFrame, loaded: Loaded) -> float:
+    """Mean cross-entropy of a model to the votes of the calibration split."""
+    rows = _answer(run, loaded, data.items(held_out, "held-out", run.votes.dataset))
+    loss = calibration.cross_entropy(probabilities(pd.DataFrame(rows)), data.counts(held_out))
+    return float(loss.mean())
 
 
 def probabilities(predictions: pd.DataFrame, order: str = "all") -> Floats:
@@ -162,15 +188,53 @@ def scaled(probs: Floats, temperature: float) -> Floats:
     return np.asarray(special.softmax(logits, axis=1), dtype=float)
 
 
-def metric_rows(run: Run, variant: str, dataset: str, found: Found, stratum: str = "all") -> Rows:
-    """Rows of ``metrics.json`` of a predictor, whatever the run's own variant."""
+def metric_rows(
+    run: Run,
+    variant: str,
+    dataset: str,
+    found: Found,
+    stratum: str = "all",
+    actions: NDArray[Any] | None = None,
+) -> Rows:
+    """Rows of ``metrics.json`` of a predictor, whatever the run's own variant.
+
+    Intervals of means are those of pairs that share ``actions`` (n, 2), if these are known.
+    """
     named, rows = run.model_copy(update={"variant": variant}), []
+    draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
     for name, unit, value in found:
         if not isinstance(value, Estimate):
-            draws = run.evaluation.bootstrap
-            value = metrics.bootstrap(np.mean, value, seed=run.seed, draws=draws)
+            if actions is None:
+                value = metrics.bootstrap(np.mean, value, **draws)
+            else:
+                value = calibration.dyadic(value, actions)
         rows.append(records.row(named, dataset, stratum, name, value, unit))
     return rows
+
+
+def share(hits: NDArray[np.bool_], actions: NDArray[Any] | None) -> Estimate:
+    """The share of items that hit; Wilson's interval, stretched as that of ``dyadic`` is wider."""
+    value, low, high, n = metrics.share(int(hits.sum()), len(hits))
+    if actions is not None and 0 < value < 1:
+        half = 1.96 * np.sqrt(value * (1 - value) / (n - 1))
+        wider = (calibration.dyadic(hits, actions).high - value) / half
+        low, high = value - wider * (value - low), value + wider * (high - value)
+    return Estimate(value, max(0.0, low), min(1.0, high), n)
+
+
+def together(
+    run: Run, statistic: metrics.Statistic, table: pd.DataFrame, *arrays: Any
+) -> Estimate:
+    """A statistic of arrays (n, …), one row per item, with neighbours resampled together."""
+    draws, groups = {"seed": run.seed, "draws": run.evaluation.bootstrap}, data.neighbours(table)
+    if groups is None:
+        return metrics.bootstrap(statistic, *arrays, **draws)
+    return metrics.interval(statistic, *arrays, groups=groups, **draws)
+
+
+def actions(table: pd.DataFrame) -> NDArray[Any] | None:
+    """Both actions of each pair, (n, 2); None of stories, and of records that do not have them."""
+    return table[list(data.ACTIONS)].to_numpy() if {*data.ACTIONS} <= {*table} else None
 
 
 def score_rows(run: Run, variant: str, table: pd.DataFrame, **scaling: float) -> Rows:
@@ -192,13 +256,14 @@ def score_rows(run: Run, variant: str, table: pd.DataFrame, **scaling: float) ->
             found = _scores(run, part, **scaling)
             if stratum == "all" or stratum.startswith("further-"):
                 found = itertools.chain(found, _spreads(run, part, **scaling))
-            rows += metric_rows(run, variant, str(table["dataset"].iloc[0]), found, stratum)
+            name = str(table["dataset"].iloc[0])
+            rows += metric_rows(run, variant, name, found, stratum, actions(part))
     return rows
 
 
 def _scores(run: Run, table: pd.DataFrame, **scaling: float) -> Found:
     p, n = table[["p1", "p2"]].to_numpy(float), data.counts(table)
-    yield from label_scores(run, p.argmax(1), n)
+    yield from label_scores(run, p.argmax(1), table)
     after = {"_scaled": scaled(p, scaling["temperature"])} if scaling else {}
     for ending, q in {"": p, **after}.items():
         yield f"cross_entropy{ending}", "nats", calibration.cross_entropy(q, n)
@@ -237,16 +302,16 @@ def _spreads(run: Run, table: pd.DataFrame, **scaling: float) -> Found:
             "rank_correlation": [stats.rankdata(x[:, 0]) for x in (p, calibration.shares(n))],
             "entropy_correlation": [calibration.entropy(x) for x in (p, n)],
         }
-        draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
         for name, arrays in pairs.items():
-            yield name, "score", metrics.bootstrap(correlation, *arrays, **draws)
+            yield name, "score", together(run, correlation, table, *arrays)
 
 
-def label_scores(run: Run, answer: metrics.Ints, counts: Floats) -> Found:
+def label_scores(run: Run, answer: metrics.Ints, table: pd.DataFrame) -> Found:
     """Accuracy and macro F1 of answers (n,) against the majority of the votes."""
-    gold, draws = counts.argmax(1), run.evaluation.bootstrap
-    yield "accuracy", "share", metrics.accuracy(answer, gold)
-    yield "macro_f1", "share", metrics.macro_f1(answer, gold, seed=run.seed, draws=draws)
+    gold = data.counts(table).argmax(1)
+    yield "accuracy", "share", share(answer == gold, actions(table))
+    f1 = functools.partial(metrics.f1, k=2)
+    yield "macro_f1", "share", together(run, f1, table, answer, gold)
 
 
 def measure_rows(run: Run, variant: str, predictions: pd.DataFrame) -> Rows:
@@ -257,24 +322,38 @@ def measure_rows(run: Run, variant: str, predictions: pd.DataFrame) -> Rows:
     swapped; ``order_gap``: mean difference between the probabilities of an action in both orders;
     the scores in the file's order alone, as the authors ask), the raw mass on the answers, the
     scores of the authors' early code under ``early_``, and what was fitted on the held-out rows
-    (``temperature``, ``concentration``).
+    (``temperature``, ``concentration``). The calibration split has rows of its own under
+    ``held-out``, by which settings are chosen. Items without an answer are not scored; their
+    share is ``no_answer``.
     """
+    known = answered(predictions)
+    missing, predictions = predictions[~known], predictions[known]
     fit, test = (predictions[predictions["part"] == p].copy() for p in ("held-out", "test"))
-    scaling = fit_scaling(probabilities(fit), data.counts(fit))
+    none = int((missing["part"] == "test").sum())
+    silent = [("no_answer", "share", metrics.share(none, none + len(test)))]
+    if fit.empty or test.empty:
+        return metric_rows(run, variant, str(missing["dataset"].iloc[0]), silent)
+    p, n = probabilities(fit), data.counts(fit)
+    scaling, held = fit_scaling(p, n), [*label_scores(run, p.argmax(1), fit)]
+    held.append(("cross_entropy", "nats", calibration.cross_entropy(p, n)))
     test[["p1", "p2"]] = probabilities(test)
     if variant.endswith("dirichlet"):
         test[["a1", "a2"]] = np.exp(test[["z1", "z2"]].to_numpy(float))
     rows = score_rows(run, variant, test, **scaling)
+    rows += metric_rows(run, variant, "held-out", held, actions=actions(fit))
+    if "epoch" in test:
+        kept = Estimate(float(test["epoch"].iloc[0]), np.nan, np.nan, len(test))
+        rows += metric_rows(
+            run, variant, str(test["dataset"].iloc[0]), [("epoch", "number", kept)]
+        )
     if "logp1" not in test:
         return rows
-    found = [*_manners(test)]
-    draws = {"seed": run.seed, "draws": run.evaluation.bootstrap}
+    found = [*_manners(test), *(silent if "bounded" in test else [])]
     for k in scaling:
-        value = metrics.bootstrap(
-            lambda p, n, k=k: fit_scaling(p, n)[k], probabilities(fit), data.counts(fit), **draws
-        )
+        value = together(run, lambda p, n, k=k: fit_scaling(p, n)[k], fit, p, n)
         found.append((k, "number", value))
-    return rows + metric_rows(run, variant, str(test["dataset"].iloc[0]), found)
+    name = str(test["dataset"].iloc[0])
+    return rows + metric_rows(run, variant, name, found, actions=actions(test))
 
 
 def _manners(test: pd.DataFrame) -> Found:
@@ -284,15 +363,40 @@ def _manners(test: pd.DataFrame) -> Found:
     if "swapped1" in test:
         one, two = probabilities(test, "logp"), probabilities(test, "swapped")
         yield "first_position", "share", (one[:, 0] + two[:, 1]) / 2
-        flips = one.argmax(1) != two.argmax(1)
-        yield "order_flips", "share", metrics.share(int(flips.sum()), len(test))
+        yield "order_flips", "share", share(one.argmax(1) != two.argmax(1), actions(test))
         yield "order_gap", "share", np.abs(one[:, 0] - two[:, 0])
-        yield "accuracy_one_order", "share", metrics.accuracy(one.argmax(1), n.argmax(1))
+        right = one.argmax(1) == n.argmax(1)
+        yield "accuracy_one_order", "share", share(right, actions(test))
         yield "cross_entropy_one_order", "nats", calibration.cross_entropy(one, n)
     if "bounded" in test:
-        yield "answer_bounded", "share", metrics.share(int((test["bounded"] > 0).sum()), len(test))
+        yield from _bounds(test, n)
     for name, values in early_scores(mass, n).items():
         yield f"early_{name}", "nats", values
+
+
+def _bounds(test: pd.DataFrame, counts: Floats) -> Found:
+    """What is left open where a server lists one answer of two and the other is only bounded.
+
+    ``answer_bounded`` is the share of such items. Their other scores take the bound for the mass,
+    which makes a model less sure than it is; the cross-entropy lies between ``_least`` and
+    ``_most``, over all masses from ``FLOOR`` to the bound.
+    """
+    bounded = test["bounded"].map(len).to_numpy() > 0
+    yield "answer_bounded", "share", metrics.share(int(bounded.sum()), len(test))
+    if not bounded.any():
+        return
+    orders, nothing = [o for o in ("logp", "swapped") if f"{o}1" in test], test.copy()
+    for field in (f"{order}{k}" for order in orders for k in (1, 2)):
+        nothing.loc[[field in names for names in test["bounded"]], field] = np.log(FLOOR)
+    ends = np.array([[probabilities(t, o)[:, 0] for o in orders] for t in (test, nothing)])
+    low, high = ends.min(0).mean(0), ends.max(0).mean(0)
+    closest = np.clip(calibration.shares(counts)[:, 0], low, high)
+    least, *both = (
+        calibration.cross_entropy(np.column_stack([p, 1 - p]), counts)
+        for p in (closest, np.maximum(low, FLOOR), np.minimum(high, 1 - FLOOR))
+    )
+    yield "cross_entropy_least", "nats", least
+    yield "cross_entropy_most", "nats", np.maximum(*both)
 
 
 def early_scores(mass: Floats, counts: Floats) -> dict[str, Floats]:

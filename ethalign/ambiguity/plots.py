@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 
 from ethalign import plots
+from ethalign.ambiguity.data import STRATA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from ethalign.calibration import Group
+
+STYLES: tuple[Literal["--", ":", "-."], ...] = ("--", ":", "-.")
 
 
 def vote_patterns(shares: pd.DataFrame) -> Axes:
@@ -46,15 +49,34 @@ def reliability(curves: Mapping[str, Sequence[Group]]) -> Axes:
     return axes
 
 
+def against(votes: Any, model: Any, xlabel: str, ylabel: str) -> Axes:
+    """What a model gives each item (n,) against what its votes give, and means with intervals.
+
+    Items whose votes agree to a tenth share a mean.
+    """
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(4.5, 4.5))
+    axes.scatter(votes, model, s=8, alpha=0.2, color="#0072B2")
+    groups = pd.DataFrame({"x": votes, "y": model}).groupby(np.round(votes, 1))
+    x, y, error = groups["x"].mean(), groups["y"].mean(), 1.96 * groups["y"].sem().fillna(0)
+    axes.errorbar(x, y, yerr=error, fmt="o-", color="#D55E00", capsize=3, label="mean")
+    ends = (0, max(1e-9, np.max(votes)))
+    axes.plot(ends, ends, "--", color="black", linewidth=1, label="as the votes")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(frameon=False)
+    return axes
+
+
 def by_disagreement(
-    rows: pd.DataFrame, lines: Mapping[str, float], *, panels: str = "study", ylabel: str = ""
+    rows: pd.DataFrame, lines: pd.DataFrame, *, panels: str = "study", ylabel: str = ""
 ) -> Axes:
     """One metric by stratum of disagreement, a colour per variant; returns the last panel.
 
     Args:
         rows: metrics rows of one metric, which ``ylabel`` names.
-        lines: name to level of horizontal lines (floors and ceilings).
-        panels: column that divides the figure; by default it has one panel.
+        lines: the same of what is drawn as lines (floors and ceilings).
+        panels: column of both that divides the figure; by default it has one panel.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -63,17 +85,21 @@ def by_disagreement(
     colours = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
     _, grid = plt.subplots(1, n, figsize=(7, 3.6), sharey=True, squeeze=False)
     for axes, (group, part) in zip(grid[0], rows.groupby(panels, sort=False), strict=True):
-        _panel(axes, part, colours)
-        for style, (name, level) in zip(("--", ":", "-."), lines.items(), strict=False):
-            axes.axhline(level, color="black", linestyle=style, linewidth=1, label=name)
+        _panel(axes, part, colours, lines[lines[panels] == group])
         axes.set_title(group if n > 1 else "", fontsize="x-small")
     grid[0][0].set_ylabel(ylabel)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return cast("Axes", axes)
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, colours: Mapping[str, Any]) -> None:
-    strata = [s for s in dict.fromkeys(rows["stratum"]) if s != "all"]
+def _panel(
+    axes: Axes, rows: pd.DataFrame, colours: Mapping[str, Any], lines: pd.DataFrame
+) -> None:
+    strata = [s for s in dict.fromkeys(rows["stratum"]) if s in STRATA]
+    for style, (name, line) in zip(STYLES, lines.groupby("variant"), strict=False):
+        level = line.drop_duplicates("stratum").set_index("stratum")["value"].reindex(strata)
+        ends = np.arange(len(strata))
+        axes.hlines(level, ends - 0.4, ends + 0.4, "black", style, label=str(name))
     for k, (name, colour) in enumerate(colours.items()):
         part = rows[rows["variant"] == name].set_index("stratum").reindex(strata)
         x = np.arange(len(strata)) + plots.offset(k, len(colours)) / max(1, len(colours) / 3)

@@ -30,8 +30,14 @@ QUESTIONS = {
     ("anecdotes", "yes-no"): _STORY + "in the right? Answer yes or no.",
     ("anecdotes", "verbalised"): "{title}\n{text}\n\nWhat share of people call the author of this"
     " story right? Answer in per cent.",
+    # As they stand in the authors' early public code (papers.md 2.3), which leaves titles out.
+    ("dilemmas", "authors"): "{first} {second} Say Yes if the first action is less ethical."
+    " Say No if the second action is less ethical",
+    ("anecdotes", "authors"): "I will give you a scenario. Tell me if the author is in the right"
+    " or wrong.\nScenario: {text}\nIs the author in the right or wrong? Answer 'yes' or 'no'."
+    "\nAnswer:",
 }
-NAMES = {"letters": ("A", "B"), "yes-no": ("yes", "no")}
+NAMES = {"letters": ("A", "B"), "yes-no": ("yes", "no"), "authors": ("yes", "no")}
 
 
 def question(
@@ -40,7 +46,8 @@ def question(
     """The prompt for one row of a table; the answer starts right behind it with a blank.
 
     ``votes`` gives data set and form of answers; the template is ``plain``, or ``chat``, which
-    needs the tokenizer. ``swapped`` puts the second action first (dilemmas only).
+    needs the tokenizer; the authors' prompts stay as they are. ``swapped`` puts the second action
+    first (dilemmas only).
     """
     kind = "verbalised" if votes.target == "verbalised" else votes.answers
     if votes.dataset == "dilemmas":
@@ -48,8 +55,8 @@ def question(
         words = {"first": row[one], "second": row[two]}
     else:
         words = {"title": row["title"], "text": cut(row["text"], votes.max_words)}
-    asked = QUESTIONS[votes.dataset, kind] + "\nAnswer:"
-    return prompts.wrap(template, asked.format(**words), tokenizer)
+    asked = QUESTIONS[votes.dataset, kind].format(**words)
+    return asked if kind == "authors" else prompts.wrap(template, f"{asked}\nAnswer:", tokenizer)
 
 
 def cut(text: str, words: int) -> str:
@@ -59,25 +66,35 @@ def cut(text: str, words: int) -> str:
 
 
 def verbalizers(votes: Votes) -> list[list[str]]:
-    """For both answers the texts that count as them; a written share counts for both."""
+    """For both answers the texts that count as them; a written share counts for both.
+
+    With a blank before them, which the authors' code leaves out, and without.
+    """
     if votes.target == "verbalised":
         return [[f" {share} %" for share in SHARES]] * 2
     names = NAMES.get(votes.answers, ANSWERS[votes.dataset])
-    return [list(dict.fromkeys([f" {n}", f" {n.capitalize()}", n, n.capitalize()])) for n in names]
+    texts = [[f" {n}", f" {n.capitalize()}", n, n.capitalize()] for n in names]
+    return [list(dict.fromkeys(four[2 * (votes.answers == "authors") :])) for four in texts]
+
+
+def swaps(votes: Votes) -> bool:
+    """Is a row shown in two orders?"""
+    return votes.swap and votes.dataset == "dilemmas"
 
 
 def examples(run: Run, train: pd.DataFrame, epoch: int, tokenizer: Any = None) -> list[Example]:
     """What one epoch teaches.
 
     ``hard`` the majority's answer (the first if tied); ``sampled`` the answer of one vote sampled
-    anew each epoch; ``soft`` both answers, weighted with their shares, which is cross-entropy to
-    the distribution of votes; ``verbalised`` the share in per cent, rounded to tens. Of a
-    dilemma every other row is shown with its actions swapped, the others in the next epoch.
+    anew each epoch; ``soft`` both answers in one row, with their shares of the loss, which is
+    cross-entropy to the distribution of votes; ``verbalised`` the share in per cent, rounded to
+    tens. Of a dilemma every other row is shown with its actions swapped, the others in the next
+    epoch.
     """
     votes, out = run.votes, []
     draws = np.random.default_rng([run.seed, epoch]).random(len(train))
     for number, row in enumerate(train.to_dict("records")):
-        swapped = votes.dataset == "dilemmas" and (number + epoch) % 2 == 1
+        swapped = swaps(votes) and (number + epoch) % 2 == 1
         prompt = question(votes, run.prompt.template, row, swapped=swapped, tokenizer=tokenizer)
         total, majority = row["votes1"] + row["votes2"], row["votes1"] >= row["votes2"]
         share = (row["votes2"] if swapped else row["votes1"]) / total
@@ -86,7 +103,7 @@ def examples(run: Run, train: pd.DataFrame, epoch: int, tokenizer: Any = None) -
             out.append(Example(prompt, f" {round(10 * share) * 10} %"))
             continue
         sure = {"hard": majority != swapped, "sampled": draws[number] < share}
-        weight = float(sure.get(votes.target, share))
-        parts = ((yes, weight), (no, 1 - weight))
-        out += [Example(prompt, text, part) for text, part in parts if part]
+        part = float(sure.get(votes.target, share))
+        answer, other = (yes, no) if part >= 0.5 else (no, yes)
+        out.append(Example(prompt, answer, other=other, share=max(part, 1 - part)))
     return out

@@ -25,10 +25,13 @@ class Votes(Section):
     split: Literal["dev", "train", "excerpt"] = Field(
         "dev", description="official rows to train on; excerpt = the 60 anecdotes that are small"
     )
-    held_out: float = Field(0.2, gt=0, lt=1, description="share of training rows to calibrate on")
-    answers: Literal["words", "letters", "yes-no"] = Field(
-        "words", description="first/second (right/wrong), A/B, or Yes/No"
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="share of training rows to calibrate on; of split=train dev"
     )
+    answers: Literal["words", "letters", "yes-no", "authors"] = Field(
+        "words", description="first/second (right/wrong), A/B, yes/no, or the authors' yes/no"
+    )
+    swap: bool = Field(True, description="pairs in both orders; false: as the file has them")
     target: Literal["hard", "sampled", "soft", "verbalised"] = Field(
         "hard", description="majority, one vote an epoch, all votes by weight, or a written share"
     )
@@ -43,6 +46,9 @@ class Baselines(config.Encoder):
     encoder_batch_size: int = Field(16, ge=1, description="rows per step")
     encoder_weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     encoder_warmup: float = Field(0.1, ge=0, le=1, description="share of steps with a rising rate")
+    encoder_max_length: int | None = Field(
+        None, ge=8, description="tokens; left out: 92 of an action, 512 of a story, as in Scruples"
+    )
     encoder_trials: int = Field(0, ge=0, description="draws from configs/ambiguity/search.yaml")
 
 

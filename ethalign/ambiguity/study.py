@@ -13,7 +13,7 @@ BASE = "ceiling"
 _TRAIN = tuple(f"data.{key}" for key in ("source", "train", "limit_train", "shuffle_labels"))
 _PARTS = tuple(f"votes.{key}" for key in ("dataset", "split", "held_out"))
 _ROWS = ("data", "tuning.rows", *_PARTS)
-_ASKED = ("model", "prompt", "votes.answers", "votes.target", "votes.max_words")
+_ASKED = ("model", "prompt", *(f"votes.{k}" for k in ("answers", "target", "swap", "max_words")))
 
 
 def preflight(run: Run) -> None:
@@ -23,6 +23,8 @@ def preflight(run: Run) -> None:
     if run.endpoint.url and (tuned or run.prompt.template != "plain"):
         wanted = "prompt.template=plain and --variant zero-shot"
         raise UserError(f"a model behind an endpoint is asked as it is; choose {wanted}.")
+    if run.votes.target == "soft" and run.tuning.packing:
+        raise UserError("joined rows have no shares of votes; choose tuning.packing=false.")
 
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
@@ -46,6 +48,7 @@ STUDY = Study(
             BASE,
             reads=(*_ROWS, "baselines", "evaluation.bootstrap", "votes.draws", "votes.bins"),
             compute=encode.compute,
+            handles=("model.device",),
             files=encode.files,
             models=("baselines.encoder",),
             variant=BASE,
@@ -55,6 +58,7 @@ STUDY = Study(
             "finetune",
             reads=(*_TRAIN, *_PARTS, *_ASKED, "tuning"),
             compute=finetune.compute,
+            handles=("evaluation.batch_size",),
             files=lambda run: data.files(run, "train"),
             models=("model.id",),
             needs="tuning.enabled",
@@ -73,6 +77,7 @@ STUDY = Study(
             models=("model.id",),
             follows=("finetune",),
             outputs=("predictions.jsonl", "metrics.json"),
+            scratch=("answers.jsonl",),
         ),
         Stage("results", reads=("reported",), variant=BASE, follows=(BASE, "evaluate")),
     ),
@@ -80,11 +85,12 @@ STUDY = Study(
     datasets=dict.fromkeys(data.SPLITS, data.table),
     preflight=preflight,
     order=(
-        *("zero-shot", *claims.TUNED, *(f"encoder-{loss}" for loss in encode.LOSSES)),
+        *("zero-shot", "authors", *claims.TUNED, *(f"encoder-{loss}" for loss in encode.LOSSES)),
         *(*claims.FLOORS, *claims.CHOSEN),
     ),
     main="dilemmas",
     texts=("prompt", "completion"),
     claims=claims.contrast,
     measure=measure,
+    facts=finetune.facts,
 )

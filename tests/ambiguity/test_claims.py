@@ -57,6 +57,16 @@ def test_better_than_a_bad_model_is_not_better_than_a_coin() -> None:
     assert value(claim(first="soft", second="mean-votes"), parts) > 0
 
 
+def test_what_reads_nothing_is_never_better_than_the_mean_votes() -> None:
+    """Even one that was chosen on the test votes; here they differ from the held-out ones."""
+    table = rows(0.0)
+    table.loc[table["part"] == "test", ["votes1", "votes2"]] = [[4, 1], [5, 0]] * 50
+    told = claim(first="soft", second="mean-votes")
+    for odds in np.linspace(-4, 4, 81):
+        assert value(told, {"soft": table.assign(logp1=odds)}) >= -1e-12
+    assert value(told, {"soft": table.assign(logp1=math.log(9) - 2)}) == pytest.approx(0)
+
+
 def test_the_best_is_chosen_on_held_out_rows() -> None:
     """A model that is right on test rows alone must not be preferred for that."""
     lucky = rows(2.0)
@@ -93,12 +103,34 @@ def test_who_knows_what_divides_people_is_less_sure_there() -> None:
         assert low <= value(told, {"zero-shot": knows, "soft": table}) <= high
 
 
+def test_pairs_that_share_an_action_are_resampled_together() -> None:
+    """Whichever of the two predictors has told the actions; with neither they stand alone."""
+    n = 200
+    told = rows(2.0).assign(action1=np.arange(n) // 2, action2=(np.arange(n) // 2 + 1) % 100)
+    for parts, grouped in (
+        ({"soft": told, "zero-shot": rows(0.0)}, True),
+        ({"soft": told, "zero-shot": told}, True),
+        ({"soft": rows(2.0), "zero-shot": rows(0.0)}, False),
+    ):
+        found = own.contrast(claim(first="soft"), parts)
+        assert found is not None
+        assert (found.groups is not None) == grouped
+        if found.groups is not None:
+            assert len(found.groups) == len(found.arrays[0]) == 100
+            assert np.bincount(found.groups).tolist() == [5] * 20
+
+
 def test_more_is_measured_in_nats_and_in_shares() -> None:
     parts = {"zero-shot": rows(0.0, bias=3), "hard": rows(0.5)}
     losses = {k: own._losses(t) for k, t in parts.items()}
     new, old = losses["hard"].mean(), losses["zero-shot"].mean()
     nats = (new["dm"] - old["dm"]) - (new["ce"] - old["ce"])
     share = new["raw"] / old["raw"] - new["ce"] / old["ce"]
+    told = claim(estimand="more_raw", first="hard")
     assert value(claim(estimand="more_nats"), parts) == pytest.approx(nats)
-    assert value(claim(estimand="more_raw", first="hard"), parts) == pytest.approx(share)
+    assert value(told, parts) == pytest.approx(share)
+    # The raw mass is that of one order, and so must be what it is compared with.
+    both = {k: t.assign(swapped1=-1.0, swapped2=-3.0) for k, t in parts.items()}
+    assert value(claim(estimand="more_nats"), both) != pytest.approx(nats)
+    assert value(told, both) == pytest.approx(share)
     assert np.sign(nats) != 0

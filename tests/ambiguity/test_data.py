@@ -27,9 +27,6 @@ def test_the_published_files_hold_what_is_known_of_them(mirror: Path) -> None:
     assert (pd.Series(data.strata(test)) != "unanimous").sum() == 1580
     assert np.bincount(data.counts(dev).argmax(1)).tolist() == [1211, 1129]
     assert np.bincount(data.counts(test).argmax(1)).tolist() == [1225, 1135]
-    reduced = shared.load("dilemmas-disagreement", "train")
-    assert len(reduced) == 23596
-    assert set(reduced["minority"]) == {0, 1, 2}
 
 
 def test_anecdotes_are_binarised_as_published(mirror: Path) -> None:
@@ -57,6 +54,27 @@ def test_the_parts_of_a_run_share_no_action(source: str, request: pytest.Fixture
         assert lost <= 20, "hardly a row is lost to keep the parts apart"
 
 
+def test_who_trains_on_the_training_file_calibrates_on_the_development_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def table(name: str, split: str, source: str = "official") -> pd.DataFrame:
+        sizes = {"train": 30, "dev": 7, "test": 5}
+        ids = [f"{split}{k}" for k in range(sizes[split])]
+        found = pd.DataFrame({"id": ids, "votes1": 4, "votes2": 1})
+        found.loc[0, ["votes1", "votes2"]] = 0
+        return found
+
+    monkeypatch.setattr(data, "table", table)
+    run = resolved(scale="small", votes__split="train", tuning__rows=None)
+    train, held_out, test = data.splits(run)
+    assert (len(train), len(held_out), len(test)) == (29, 6, 5), "without what has no votes"
+    assert held_out["id"].str.startswith("dev").all()
+    assert train["id"].str.startswith("train").all()
+    places = dict(data.places(run, "train", "test"))
+    assert places["held-out"] == data.SOURCES["dilemmas-dev"]
+    assert "held-out" not in dict(data.places(resolved(scale="small"), "train", "test"))
+
+
 def test_the_excerpt_is_divided_into_all_three_parts(mirror: Path) -> None:
     settings = {"votes__dataset": "anecdotes", "votes__split": "excerpt"}
     rows = data.splits(resolved(scale="small", tuning__rows=None, **settings))
@@ -71,6 +89,34 @@ def test_the_samples_are_as_large_as_their_datasheets_say() -> None:
         assert frames[0].attrs["dataset"] == f"sample-{name}"
         sheet = (shared.SAMPLES / f"{name}.md").read_text()
         assert "illustrative" in sheet
+
+
+def test_neighbours_are_pairs_that_share_an_action() -> None:
+    n = 205
+    order = np.random.default_rng(0).permutation(n)
+    ring = pd.DataFrame({"action1": order, "action2": (order + 1) % n})
+    groups = data.neighbours(ring)
+    assert groups is not None
+    assert sorted(np.bincount(groups)) == [5, *[10] * 20]
+    at = dict(zip(order, groups, strict=True))
+    apart = sum(at[k] != at[(k + 1) % n] for k in range(n))
+    assert apart <= 23, "as many as there are stretches, and the walk may turn round once"
+    few = data.neighbours(ring.head(30))
+    assert few is not None
+    assert len({*few}) == 30, "too few to make stretches of"
+    assert data.neighbours(ring[["action1"]]) is None
+
+
+def test_records_know_actions_by_their_text_and_keep_none_of_it() -> None:
+    frame = pd.DataFrame(
+        {"id": ["a", "b"], "first": ["lying ", "helping"], "second": ["helping", "lying"]}
+        | {"action1": ["x1", "x2"], "action2": ["x3", "x4"], "votes1": 4, "votes2": 1}
+    )
+    frame.attrs["dataset"] = "dilemmas"
+    one, two = (data.record(item) for item in data.items(frame, "test", "dilemmas"))
+    assert (one["action1"], one["action2"]) == (two["action2"], two["action1"])
+    assert len({one["action1"], one["action2"]}) == 2
+    assert not {"lying", "helping", "x1", "x3"} & {str(v).strip() for v in one.values()}
 
 
 def archive(path: Path, name: str, lines: list[Any]) -> bytes:

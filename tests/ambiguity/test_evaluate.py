@@ -13,17 +13,19 @@ from ethalign.models import Loaded
 from . import resolved
 
 
-@pytest.mark.parametrize("answers", ["words", "letters", "yes-no"])
+@pytest.mark.parametrize("answers", ["words", "letters", "yes-no", "authors"])
 @pytest.mark.parametrize("dataset", ["dilemmas", "anecdotes"])
 def test_every_form_of_answer_can_be_asked_and_scored(
     tiny: Loaded, tmp_path: Path, answers: str, dataset: str
 ) -> None:
-    run = resolved("zero-shot", votes__answers=answers, votes__dataset=dataset)
+    variant = "authors" if answers == "authors" else "zero-shot"
+    run = resolved(variant, votes__answers=answers, votes__dataset=dataset)
     tables = data.tests(run)
     predictions = evaluate.ask(run, tiny, tables, tmp_path / "p.jsonl")
     assert len(predictions) == sum(map(len, tables.values()))
     np.testing.assert_allclose(evaluate.probabilities(predictions).sum(1), 1)
-    assert ("swapped1" in predictions) == (dataset == "dilemmas")
+    assert ("swapped1" in predictions) == (dataset == "dilemmas" and answers != "authors")
+    assert ("action1" in predictions) == (dataset == "dilemmas")
     rows = evaluate.measure_rows(run, run.variant, predictions)
     values = {(r["metric"], r["stratum"]): r["value"] for r in rows}
     assert values["cross_entropy", "all"] > 0
@@ -168,6 +170,34 @@ def test_order_is_told_for_every_model() -> None:
     assert found["accuracy_one_order"]["value"] == 0.5
     assert found["cross_entropy_one_order"]["value"] > found["cross_entropy"]["value"]
     assert found["concentration"]["low"] < found["concentration"]["high"]
+
+
+def test_pairs_that_share_actions_have_wider_intervals() -> None:
+    """Every action stands in two pairs, and is harder or easier in both."""
+    n, run = 400, resolved("ceiling", evaluation__bootstrap=300)
+    member = np.random.default_rng(0).choice([0.02, 0.5], n)
+    table = voted((member + np.roll(member, -1)) / 2)
+    pairs = {"action1": np.arange(n), "action2": (np.arange(n) + 1) % n}
+    widths = []
+    for one in (table.assign(p1=0.3, p2=0.7), table.assign(p1=0.3, p2=0.7, **pairs)):
+        rows = evaluate.score_rows(run, "x", one)
+        widths.append({r["metric"]: r["high"] - r["low"] for r in rows if r["stratum"] == "all"})
+    assert widths[1]["entropy_votes"] > 1.1 * widths[0]["entropy_votes"]
+    assert widths[1]["cross_entropy"] > 1.05 * widths[0]["cross_entropy"]
+
+
+def test_shares_of_independent_pairs_have_wilsons_interval_and_others_a_wider_one() -> None:
+    apart = np.arange(40).reshape(20, 2).astype(str)
+    for hits in (np.ones(20, dtype=bool), np.zeros(20, dtype=bool), np.arange(20) < 7):
+        np.testing.assert_allclose(evaluate.share(hits, apart), evaluate.share(hits, None))
+    ring = np.column_stack([np.arange(20), (np.arange(20) + 1) % 20])
+    plain, wide = (evaluate.share(np.arange(20) < 7, pairs) for pairs in (apart, ring))
+    # Of the 20 neighbours on the ring 18 agree.
+    away = (np.arange(20) < 7) - 0.35
+    total = (away**2).sum() + 2 * (away * np.roll(away, 1)).sum()
+    wider = np.sqrt(total / (away**2).sum())
+    assert wide.high - wide.value == pytest.approx(wider * (plain.high - plain.value))
+    assert 0 <= wide.low < plain.low
 
 
 def test_records_keep_further_votes_and_no_words() -> None:

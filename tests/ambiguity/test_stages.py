@@ -86,7 +86,7 @@ def test_an_interrupted_ceiling_keeps_the_encoders_it_has(
     fitted: list[str] = []
     real = encode.encode
 
-    def fit(run: Any, path: Any, rows: Any, loss: str) -> Any:
+    def fit(run: Any, path: Any, rows: Any, loss: str) -> Any:  # logits, and the epoch
         fitted.append(loss)
         return real(run, path, rows, loss)  # type: ignore[arg-type]
 
@@ -113,7 +113,7 @@ def test_a_setting_that_is_not_declared_is_named(
     done = job(stage, runs, ONLY.get(key))
     if stage == "ceiling" and key not in ONLY:  # encoders are not what is tested here
         shutil.copy(done.where / "predictions.jsonl", tmp_path)
-    reads = [name for name in done.stage.reads if name != key]
+    reads = [name for name in (*done.stage.reads, *done.stage.handles) if name != key]
     given: Any = done.run.give(f"ambiguity/{stage}", reads)
     before = {name: other.where for name, other in done.before().items()}
     block, _, field = key.partition(".")
