@@ -130,6 +130,8 @@ def refresh_prose(executed: Path, source: Path, target: Path) -> None:
         fresh = new.get(cell["id"])
         if fresh and cell["cell_type"] == "markdown":
             cell["source"] = fresh["source"]
+        if fresh and (tags := fresh["metadata"].get("tags")):  # what of a cell a page shows
+            cell["metadata"]["tags"] = tags
         cell["metadata"].pop("papermill", None)
         cell["metadata"].pop("execution", None)
     for key in ("papermill", "check"):

@@ -7,7 +7,7 @@ import html
 import io
 import numbers
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -59,7 +59,7 @@ def intervals(
     rows: pd.DataFrame,
     *,
     order: Sequence[str] = (),
-    reference: tuple[str, float] | None = None,
+    lines: Mapping[str, float] | None = None,
     xlabel: str = "",
     hue: str = "stratum",
 ) -> Axes:
@@ -68,7 +68,7 @@ def intervals(
     Args:
         rows: metrics rows of one metric and data set.
         order: variants in the order of their lines; others come after them.
-        reference: name and place of a dashed line.
+        lines: name to place of vertical lines.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -86,13 +86,13 @@ def intervals(
         axes.errorbar(
             part["value"], y, xerr=error, fmt="o", color=colours[k], capsize=2, label=group
         )
-    if reference is not None:
-        name, place = reference
-        axes.axvline(place, color="black", linestyle="--", linewidth=1, label=name)
+    for style, (name, place) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
+        axes.axvline(place, color="black", linestyle=style, linewidth=1, label=name)
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, ylabel="")
     axes.invert_yaxis()
-    if len(groups) > 1 or reference is not None:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if len(groups) > 1 or lines:  # below the label of the axis, where it takes no width
+        place = (0.5, -0.6 / (0.2 + 0.42 * len(names)))
+        axes.legend(loc="upper center", bbox_to_anchor=place, ncols=3, frameon=False)
     return axes
 
 

@@ -87,6 +87,16 @@ def _reported(table: pd.DataFrame) -> str:
     return markdown(["model", *wide.columns], body, "--:")
 
 
+def plain(table: pd.DataFrame) -> str:
+    """A table with its index as columns in Markdown; a model that stands in every row is left out.
+
+    Unlike the HTML of pandas it has one row of heads, and breaks its lines where a page is narrow.
+    """
+    flat = table.reset_index()
+    flat = flat.drop(columns=[k for k in ("model",) if k in flat and flat[k].nunique() < 2])
+    return markdown([*flat], flat.to_numpy().tolist())
+
+
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[Any]], rule: str = "---") -> str:
     """A table in Markdown; ``rule`` stands below every head but the first."""
     lines = [heads, ["---", *[rule] * (len(heads) - 1)], *rows]
@@ -105,13 +115,13 @@ def comparison(name: str, rows: pd.DataFrame, path: str | None = None) -> pd.Dat
         told = zip(table["value_reported"], table["unit"], strict=True)
         page = table[["row", "dataset", "metric"]].set_axis(["paper", "data", "metric"], axis=1)
         page["reported"] = [metrics.shown(value, unit) for value, unit in told]
+        page["verdict"] = table["verdict"]  # early, where a narrow screen shows it
         page["run"], page["model"] = run, table["model"]
         page["ours"] = [_cell(row) for row in table.to_dict("records")]
         for stratum in ("clean", "contaminated"):
             part = results.compare(name, ours, stratum, path)
             if part["value"].notna().any():
                 page[f"ours, {stratum}"] = [_cell(row) for row in part.to_dict("records")]
-        page["verdict"] = table["verdict"]
         if (table["verdict"] != "not run").any() or run == "reference":
             pages.append(page)
     if not pages:
@@ -343,20 +353,19 @@ def effects() -> pd.DataFrame:
 
 
 def answer(name: str) -> str:
-    """What the headline claim of a study came to, in MyST: the paper's figures, ours, verdicts."""
-    owner = study.find(name)
-    table = tests.recorded(name)
-    mine = towards(table[(table["id"] == owner.headline) & (table["family"] == "primary")])
-    theirs = printed(name).query("id == @owner.headline").to_dict("records")
-    figures = [f"{signed(r['difference'], r['unit'])} ({r['paper']})" for r in theirs]
-    unit = unit_of(theirs[0]["unit"]) if theirs else ""
-    said = f"the paper's figures give {' and '.join(figures)} {unit}" if theirs else ""
+    """The headline claim of a study in MyST: the paper's figures for it, and ours."""
+    owner, table = study.find(name), tests.recorded(name)
+    told = printed(name).query("id == @owner.headline").to_dict("records")
+    theirs = [f"{span(*(row[key] for key in SPAN))} ({row['paper']})" for row in told]
+    mine = towards(table[table["id"] == owner.headline]).to_dict("records")
     ours = [
-        f"{term(row['verdict'])} with {word(name, row['model']) or 'any model'}"
-        + (f", {text}" if (text := span(*(row[k] for k in SPAN))) else "")
-        for row in sorted(mine.to_dict("records"), key=lambda row: size_of(row["model"]))
+        f"{term(row['verdict'])} {span(*(row[key] for key in SPAN))}".strip()
+        + (f" ({word(name, row['model'])})" if row["model"] else "")
+        for row in sorted(mine, key=lambda row: size_of(row["model"]))
     ]
-    return f"{said or 'the paper prints no figure for it'}; here it is {'; '.join(ours)}"
+    claim = mine[0]["claim"] if mine else "none is written down."
+    paper = ", ".join(theirs) or "no figure printed"
+    return f"*Claim:* {claim} *Paper:* {paper}. *Here:* {', '.join(ours) or 'nothing run'}."
 
 
 def tally(name: str) -> str:

@@ -87,6 +87,12 @@ STUDY = Study(
     question="Does tuning bring answer probabilities closer to the spread of human votes?",
     headline="tuning-improves-cross-entropy",
     words={
+        "more": "what more can mean",
+        "stories": "on stories",
+        "trivial": "against what reads nothing",
+        "targets": "which target is closest to the votes",
+        "targets scaled": "the same after one temperature each",
+        "what divides": "which pairs divide people",
         "zero-shot": "the model as it is",
         "zero-shot-scaled": "the model as it is, with a temperature",
         "hard": "tuned on majorities",

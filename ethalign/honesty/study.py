@@ -135,6 +135,12 @@ STUDY = Study(
     # Of the paper's methods the one that it prints for three model sizes.
     headline="confidence-verb-beats-unaligned",
     words={
+        "grades": "grades against a line",
+        "transfer": "on other questions",
+        "asking": "asking alone",
+        "equal": "at an equal number of refusals",
+        "selection": "right where it is sure",
+        "form": "the form of an answer",
         "unaligned": "the model as it is",
         "prompt-based": "asked to be honest",
         "fine-tuned": "right answers alone",

@@ -81,6 +81,9 @@ STUDY = Study(
     question="Does tuning on labels and human reasons beat tuning on labels alone?",
     headline="lr-beats-l",
     words={
+        "strata": "on other rows",
+        "readings": "by other readings of the same answers",
+        "misalignment": "misaligned reasons, by the learned judge",
         "pretrained": "the model as it is",
         "L": "labels alone (L)",
         "LR": "labels and reasons (L+R)",
