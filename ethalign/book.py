@@ -99,6 +99,8 @@ def _generate(*, whole: bool) -> None:
 def effects() -> str:
     """The figure of the first page as an element, with its numbers in words."""
     table = tables.effects()
+    if table.empty:
+        return ""
     plots.style()
     said = [
         f"{row['label']} ({row['source']}): {tables.span(*(row[key] for key in tables.SPAN))}"
@@ -132,7 +134,7 @@ def contents(jobs: Sequence[Job]) -> dict[str, Any]:
     without that file the part lists the study's pages. Without jobs what they make is left out.
     """
     toc = dict(config.read_yaml(BOOK / "_toc.yml"))
-    parts, workshop = [], list(toc.pop("workshop"))
+    parts, workshop = [], list(toc.pop("workshop", []))
     for owner in study.everything():
         own = BOOK / owner.name / "_toc.yml"
         pages = dict.fromkeys(name_of(job) for job in jobs if job.study is owner)

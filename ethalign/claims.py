@@ -110,7 +110,8 @@ def record(name: str, scale: str = "small") -> Path:
     home = results.RESULTS / name / scale
     table = recorded(name, scale)
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    records.write(home / RECORD, {"of": _basis(name, home), "claims": rows})
+    if not current(name, scale):
+        records.write(home / RECORD, {"of": _basis(name, home), "claims": rows})
     return home / RECORD
 
 

@@ -57,6 +57,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None
             progress_bar=False,
             cwd=str(ROOT),
             request_save_on_cell_execute=False,
+            extra_arguments=["--log-level=ERROR"],  # a remark on how kernels talk helps nobody
         )
     except PapermillExecutionError as error:
         if error.ename == "UserError":

@@ -235,7 +235,7 @@ def test_recorded_verdicts_are_those_of_todays_runs(
     pd.testing.assert_frame_equal(kept[told], fresh[told], check_dtype=False)
     assess([{}], {"m/B/0": [1] * 10 + [0] * 90})  # another run takes the place of one
     assert not claims.current("toy")
-    assert claims.recorded("toy")["verdict"].tolist() == ["inconclusive"]
+    assert claims.recorded("toy")["verdict"].tolist() == ["contradicted"]
 
 
 @pytest.mark.parametrize("name", config.studies())
