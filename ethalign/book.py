@@ -134,7 +134,8 @@ def contents(jobs: Sequence[Job]) -> dict[str, Any]:
     without that file the part lists the study's pages. Without jobs what they make is left out.
     """
     toc = dict(config.read_yaml(BOOK / "_toc.yml"))
-    parts, workshop = [], list(toc.pop("workshop", []))
+    parts: list[dict[str, Any]] = []
+    workshop: list[dict[str, Any]] = list(toc.pop("workshop", []))
     for owner in study.everything():
         own = BOOK / owner.name / "_toc.yml"
         pages = dict.fromkeys(name_of(job) for job in jobs if job.study is owner)

@@ -8,7 +8,7 @@ import io
 import numbers
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -86,8 +86,8 @@ def intervals(
         axes.errorbar(
             part["value"], y, xerr=error, fmt="o", color=colours[k], capsize=2, label=group
         )
-    for style, (name, place) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
-        axes.axvline(place, color="black", linestyle=style, linewidth=1, label=name)
+    for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
+        axes.axvline(level, color="black", linestyle=style, linewidth=1, label=name)
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, ylabel="")
     axes.invert_yaxis()
     if len(groups) > 1 or lines:  # below the label of the axis, where it takes no width
@@ -152,7 +152,7 @@ def effects(table: pd.DataFrame) -> Figure:
         axes.set_title("\n".join(textwrap.wrap(str(part["claim"].iloc[0]), 56)), fontsize="medium")
         axes.margins(y=0.25)
     axes.set_xlabel("parameters of the model")
-    return cast("Figure", figure)
+    return figure
 
 
 def told(what: str, rows: pd.DataFrame) -> str:

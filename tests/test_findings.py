@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from conftest import command
 from scipy import stats
@@ -105,8 +106,8 @@ def test_no_raw_key_stands_in_a_table_of_findings() -> None:
 
 def test_the_papers_figures_stand_beside_the_claims() -> None:
     """Differences and Newcombe's interval by hand, and the sign of a claim that says less."""
-    told = tables.printed("reasons").set_index(["id", "paper"])
-    row = told.loc[("lr-beats-l", "Llama-2 7B")]
+    told = {(row["id"], row["paper"]): row for row in tables.printed("reasons").to_dict("records")}
+    row = told["lr-beats-l", "Llama-2 7B"]
     assert (row["first"], row["second"]) == (0.894, 0.628)
     assert row["difference"] == pytest.approx(0.266)
 
@@ -120,10 +121,10 @@ def test_the_papers_figures_stand_beside_the_claims() -> None:
     (l1, u1), (l2, u2) = wilson(0.894, 500), wilson(0.628, 500)
     assert row["low"] == pytest.approx(0.266 - math.hypot(0.894 - l1, u2 - 0.628))
     assert row["high"] == pytest.approx(0.266 + math.hypot(u1 - 0.894, 0.628 - l2))
-    less = told.loc[("lr-misaligned-less-than-l", "Llama-2 7B")]
+    less = told["lr-misaligned-less-than-l", "Llama-2 7B"]
     assert less["difference"] == pytest.approx(0.384 - 0.094), "fewer misaligned is for the claim"
     companion = {claim.id for claim in claims.load("reasons") if claim.source == "companion"}
-    assert not companion & {key for key, _ in told.index}, "these are not the paper's claims"
+    assert not companion & {key for key, _ in told}, "these are not the paper's claims"
     sizes = tables.printed("honesty").query("id == 'confidence-verb-beats-unaligned'")
     assert sizes["paper"].tolist() == ["7B", "13B", "70B"]
     assert sizes["low"].isna().all(), "of honesty the n that an interval needs are not printed"
@@ -160,7 +161,7 @@ def test_the_first_figure_has_every_study_and_says_its_numbers(
     known = claims.recorded("reasons")
     two = known.assign(model="qwen2.5-coder-1.5b-instruct", difference=0.1, low=0.05, high=0.2)
     both = {"reasons": [known, two]}
-    ours = lambda name, scale="small": claims.pd.concat(both.get(name, [known.iloc[:0]]))  # noqa: E731
+    ours = lambda name, scale="small": pd.concat(both.get(name, [known.iloc[:0]]))  # noqa: E731
     monkeypatch.setattr(claims, "recorded", ours)
     mine = tables.effects().query("source == 'here'")
     assert mine["size"].tolist() == [135e6, 1.5e9]
