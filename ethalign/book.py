@@ -134,14 +134,13 @@ def contents(jobs: Sequence[Job]) -> dict[str, Any]:
     without that file the part lists the study's pages. Without jobs what they make is left out.
     """
     toc = dict(config.read_yaml(BOOK / "_toc.yml"))
-    parts: list[dict[str, Any]] = []
-    workshop: list[dict[str, Any]] = list(toc.pop("workshop", []))
+    parts, workshop = [], list(toc.pop("workshop", []))
     for owner in study.everything():
         own = BOOK / owner.name / "_toc.yml"
         pages = dict.fromkeys(name_of(job) for job in jobs if job.study is owner)
         chapters = [{"file": f"_runs/{name}"} for name in pages]
         index = [{"file": f"{owner.name}/index"}] if (own.parent / "index.md").is_file() else []
-        part = {"caption": f"The {owner.name} study", "chapters": index + chapters}
+        part: dict[str, Any] = {"caption": f"The {owner.name} study", "chapters": index + chapters}
         part = dict(config.read_yaml(own)) if own.is_file() else part
         workshop += part.pop("workshop", [])
         parts.append(part)
