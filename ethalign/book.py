@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ethalign import config, pipeline, records, results, sources, study, tables
+from ethalign import code, config, pipeline, plots, records, results, sources, study, tables
 from ethalign.config import ROOT
 from ethalign.study import Job
 
@@ -23,25 +25,24 @@ def build(jobs: Sequence[Job]) -> Path:
     """Build the book from the pages of jobs that have run; its first page.
 
     Pages, executed notebooks, results and settings are hashed together; if they are those of the
-    last build, nothing is done.
+    last build, nothing is done. Without jobs only what needs no run is built: the findings, which
+    follow from the committed records, and the prose around them.
 
     Raises:
-        RuntimeError: jupyter-book reported a warning or an error.
+        RuntimeError: jupyter-book reported a warning or an error (without jobs: an error).
     """
+    findings()
     collect(jobs)
     records.write(GENERATED / "toc.yml", contents(jobs))
     stamp, state = ROOT / "_build" / "inputs.txt", _inputs()
     page = ROOT / "_build" / "html" / "index.html"
     if page.is_file() and stamp.is_file() and stamp.read_text() == state:
         return page
-    records.write(GENERATED / "parameters.md", parameter_table())
-    records.write(GENERATED / "api.md", api_pages())
-    for name in config.studies():
-        records.write(GENERATED / f"{name}-reported.md", tables.reported(name))
-        records.write(GENERATED / f"{name}-claims.md", tables.verdicts(name))
+    _generate(whole=bool(jobs))
     command = ["jupyter-book", "build", "book", "--config", "_config.yml"]
     command += ["--toc", str(GENERATED / "toc.yml"), "--path-output", "."]
-    command += ["-W", "-n", "--keep-going"]
+    # Links to pages that are still to be run cannot be followed yet.
+    command += ["-W", "-n", "--keep-going"] if jobs else ["--quiet"]
     # The one installed beside this Python comes first.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -51,8 +52,61 @@ def build(jobs: Sequence[Job]) -> Path:
         raise RuntimeError(
             f"the book was not built:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         )
-    records.write(stamp, state)
+    if jobs:
+        records.write(stamp, state)
+    else:  # what was read without its neighbours is read again
+        shutil.rmtree(ROOT / "_build" / ".doctrees", ignore_errors=True)
     return page
+
+
+def findings() -> list[Path]:
+    """Execute the notebooks that read committed records alone, where they are out of date.
+
+    These are ``notebooks/*/findings.ipynb``; which were executed is returned.
+    """
+    stale = []
+    for notebook in sorted((ROOT / "notebooks").glob("*/findings.ipynb")):
+        target = BOOK / "_runs" / notebook.parent.name / notebook.name
+        program = "\n".join(pipeline.code_cells(notebook))
+        files = sorted([*results.RESULTS.rglob("*.json*"), *(ROOT / "configs").rglob("*.yaml")])
+        basis = {"code": code.reach_of_text(program), "files": [*map(sources.sha256, files)]}
+        state, stamp = config.digest(basis), target.with_suffix(".txt")
+        if not target.is_file() or not stamp.is_file() or stamp.read_text() != state:
+            stale.append((notebook, target, stamp, state))
+        else:
+            pipeline.refresh_prose(target, notebook, target)
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+        running = [pool.submit(pipeline.execute, one, two, {}) for one, two, *_ in stale]
+        for job, (_, _, stamp, state) in zip(running, stale, strict=True):
+            job.result()
+            records.write(stamp, state)
+    return [target for _, target, *_ in stale]
+
+
+def _generate(*, whole: bool) -> None:
+    """Write what pages include; only in the ``whole`` book what takes all modules to write."""
+    records.write(GENERATED / "parameters.md", parameter_table())
+    records.write(GENERATED / "api.md", api_pages() if whole else "")
+    for name in config.studies():
+        records.write(GENERATED / f"{name}-reported.md", tables.reported(name))
+        records.write(GENERATED / f"{name}-claims.md", tables.verdicts(name))
+        glance = tables.glance(name, f"_runs/{name}/findings.html")
+        records.write(GENERATED / f"{name}-glance.md", glance)
+        records.write(GENERATED / f"{name}-variants.md", tables.variants(name))
+    records.write(GENERATED / "effects.md", effects())
+
+
+def effects() -> str:
+    """The figure of the first page as an element, with its numbers in words."""
+    table = tables.effects()
+    if table.empty:
+        return ""
+    plots.style()
+    said = [
+        f"{row['label']} ({row['source']}): {tables.span(*(row[key] for key in tables.SPAN))}"
+        for row in table.to_dict("records")
+    ]
+    return plots.svg(plots.effects(table), f"Effects for three claims. {'; '.join(said)}") + "\n"
 
 
 def name_of(job: Job) -> str:
@@ -64,29 +118,45 @@ def name_of(job: Job) -> str:
 def collect(jobs: Sequence[Job]) -> None:
     """Copy executed notebooks to ``book/_runs/``, of several seeds and models the first."""
     target = BOOK / "_runs"
+    own = set(target.glob("*/findings.ipynb"))
     pages = {name_of(job): job for job in reversed(jobs) if job.page.is_file()}
     for name, job in pages.items():
         pipeline.refresh_prose(job.page, pipeline.notebook_of(job), target / f"{name}.ipynb")
     wanted = {target / f"{name}.ipynb" for name in pages}
-    for left in set(target.glob("*/*.ipynb")) - wanted:
+    for left in set(target.glob("*/*.ipynb")) - wanted - own:
         left.unlink()
 
 
 def contents(jobs: Sequence[Job]) -> dict[str, Any]:
-    """The table of contents: the book's own parts, and one for each study behind the first.
+    """The table of contents: a part for each study, the book's own, and the executed notebooks.
 
-    A study's part is ``book/<study>/_toc.yml``; without that file it lists the study's pages.
+    A study's part is ``book/<study>/_toc.yml``, whose ``workshop`` goes to the end of the book;
+    without that file the part lists the study's pages. Without jobs what they make is left out.
     """
     toc = dict(config.read_yaml(BOOK / "_toc.yml"))
-    parts = []
+    parts, workshop = [], list(toc.pop("workshop", []))
     for owner in study.everything():
         own = BOOK / owner.name / "_toc.yml"
         pages = dict.fromkeys(name_of(job) for job in jobs if job.study is owner)
         chapters = [{"file": f"_runs/{name}"} for name in pages]
         index = [{"file": f"{owner.name}/index"}] if (own.parent / "index.md").is_file() else []
-        part = {"caption": f"The {owner.name} study", "chapters": index + chapters}
-        parts.append(config.read_yaml(own) if own.is_file() else part)
-    return {**toc, "parts": [*parts, *toc["parts"]]}
+        part: dict[str, Any] = {"caption": f"The {owner.name} study", "chapters": index + chapters}
+        part = dict(config.read_yaml(own)) if own.is_file() else part
+        workshop += part.pop("workshop", [])
+        parts.append(part)
+    parts += [*toc["parts"], {"caption": "Workshop", "chapters": workshop}]
+    for part in parts if not jobs else []:
+        part["chapters"] = [c for c in map(_made, part["chapters"]) if c]
+    return {**toc, "parts": parts}
+
+
+def _made(chapter: dict[str, Any]) -> dict[str, Any] | None:
+    """A chapter without the executed notebooks that are not there."""
+    file = BOOK / f"{chapter['file']}.ipynb"
+    if chapter["file"].startswith("_runs/") and not file.is_file():
+        return None
+    sections = [c for c in map(_made, chapter.get("sections", [])) if c]
+    return {k: v for k, v in {**chapter, "sections": sections}.items() if v}
 
 
 def _inputs() -> str:

@@ -8,6 +8,7 @@ same for all studies: the interval over items and seeds, the correction within a
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,11 +19,16 @@ import pandas as pd
 import pydantic
 from numpy.typing import NDArray
 
-from ethalign import config, metrics, results, study
+from ethalign import code, config, metrics, records, results, sources, study
 
 # Enough for p-values that can survive a correction for twenty comparisons.
 DRAWS = 2000
-TOLD = ("id", "claim", "family", "source", "first", "second", "dataset", "stratum", "estimand")
+# The verdicts on the committed runs, beside them.
+RECORD = "claims.json"
+TOLD = (
+    *("id", "claim", "family", "source", "first", "second", "dataset", "stratum", "estimand"),
+    "direction",
+)
 FOUND = ("difference", "low", "high", "p", "holm", "n", "seeds", "detectable", "verdict")
 COLUMNS = [*TOLD, "unit", "run", "model", *FOUND]
 
@@ -79,6 +85,54 @@ def load(name: str) -> list[Claim]:
     if twice := [i for i in ids if ids.count(i) > 1]:
         raise config.UserError(f"{path}: {twice[0]} must be the id of one claim only.")
     return found
+
+
+def recorded(name: str, scale: str = "small") -> pd.DataFrame:
+    """``assess`` of the committed runs, as it was recorded beside them.
+
+    Where the record is not of today's runs, claims and code, they are assessed anew.
+    """
+    return _recorded(name, scale, _basis(name, results.RESULTS / name / scale)).copy()
+
+
+@functools.cache
+def _recorded(name: str, scale: str, basis: str) -> pd.DataFrame:
+    home = results.RESULTS / name / scale
+    if not current(name, scale):
+        return assess(name, {"reference": home})
+    kept = json.loads((home / RECORD).read_text(encoding="utf-8"))["claims"]
+    numbers = [key for key in FOUND if key not in ("n", "seeds", "verdict")]
+    return pd.DataFrame(kept, columns=COLUMNS).astype(dict.fromkeys(numbers, float))
+
+
+def record(name: str, scale: str = "small") -> Path:
+    """Write what ``recorded`` reads, if it is out of date; the file."""
+    home = results.RESULTS / name / scale
+    table = recorded(name, scale)
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    if not current(name, scale):
+        records.write(home / RECORD, {"of": _basis(name, home), "claims": rows})
+    return home / RECORD
+
+
+def current(name: str, scale: str = "small") -> bool:
+    """Are the recorded verdicts those of today's runs, claims and code?"""
+    path = results.RESULTS / name / scale / RECORD
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return bool(kept.get("of") == _basis(name, path.parent))
+
+
+def _basis(name: str, home: Path) -> str:
+    """Hash of everything that the verdicts follow from."""
+    contrast = study.find(name).claims
+    paths = sorted([*home.glob("*/*/*/predictions.jsonl"), *home.glob("*/*/*/judgements.jsonl")])
+    return config.digest(
+        {
+            "records": {str(p.relative_to(home)): sources.sha256(p) for p in paths},
+            "claims": [claim.model_dump() for claim in load(name)],
+            "code": code.reach(assess) | (code.reach(contrast) if contrast else {}),
+        }
+    )
 
 
 def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:

@@ -149,13 +149,15 @@ def book(
     runs: Runs = "runs",
     cores: Cores = None,
 ) -> None:
-    """Run every study and build the book.
+    """Build the book: first what was found, then, once every study has run here, all of it.
 
     Example: ethalign book
     """
     from ethalign import book, pipeline, study
 
     names, overrides = config.studies(), _pairs(settings)
+    if not (config.ROOT / "_build" / "html" / "index.html").is_file():
+        typer.echo(f"the findings are ready: {book.build([])}")
     count = pipeline.run(names, scale=scale, overrides=overrides, runs=runs, cores=cores)
     shares = pipeline.share(names, overrides).items()
     jobs = [job for name, own in shares for job in study.plan(name, (), scale, (0,), own, runs)]
@@ -186,6 +188,20 @@ def compare(
 
 
 @app.command()
+def claims(study: Study, scale: Scale = "small") -> None:
+    """Give the verdicts on a study's claims, and record them beside the committed results.
+
+    Example: ethalign claims reasons
+    """
+    from ethalign import claims
+
+    config.choose("study", study, config.studies())
+    claims.record(study, scale)
+    shown = claims.recorded(study, scale)[["id", "model", "difference", "low", "high", "verdict"]]
+    typer.echo(shown.to_string(index=False, na_rep="", float_format="{:+.3f}".format))
+
+
+@app.command()
 def verify(
     models: Annotated[bool, typer.Option(help="read the weights in the cache again")] = False,
 ) -> None:
@@ -193,13 +209,17 @@ def verify(
 
     Example: ethalign verify --models
     """
+    from ethalign import claims, results
     from ethalign import models as cached
-    from ethalign import results
 
     bad = 0
     for folder, problem in cached.verify() if models else ():
         bad += bool(problem)
         typer.echo(f"{folder}: {problem or 'matches'}")
+    for name in config.studies():
+        if not claims.current(name):
+            bad += 1
+            typer.echo(f"results/{name}: verdicts out of date; `ethalign claims {name}` mends it")
     for where, problems, remarks in results.verify():
         bad += len(problems)
         typer.echo(f"{where}: {'; '.join(problems) or 'matches'}")

@@ -57,6 +57,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None
             progress_bar=False,
             cwd=str(ROOT),
             request_save_on_cell_execute=False,
+            extra_arguments=["--log-level=ERROR"],  # a remark on how kernels talk helps nobody
         )
     except PapermillExecutionError as error:
         if error.ename == "UserError":
@@ -130,6 +131,8 @@ def refresh_prose(executed: Path, source: Path, target: Path) -> None:
         fresh = new.get(cell["id"])
         if fresh and cell["cell_type"] == "markdown":
             cell["source"] = fresh["source"]
+        if fresh and (tags := fresh["metadata"].get("tags")):  # what of a cell a page shows
+            cell["metadata"]["tags"] = tags
         cell["metadata"].pop("papermill", None)
         cell["metadata"].pop("execution", None)
     for key in ("papermill", "check"):

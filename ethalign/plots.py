@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import numbers
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +17,7 @@ from ethalign import metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
 
 
@@ -54,7 +59,7 @@ def intervals(
     rows: pd.DataFrame,
     *,
     order: Sequence[str] = (),
-    reference: float | None = None,
+    lines: Mapping[str, float] | None = None,
     xlabel: str = "",
     hue: str = "stratum",
 ) -> Axes:
@@ -63,7 +68,7 @@ def intervals(
     Args:
         rows: metrics rows of one metric and data set.
         order: variants in the order of their lines; others come after them.
-        reference: a share for the dashed line (the majority rate).
+        lines: name to place of vertical lines.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -81,12 +86,13 @@ def intervals(
         axes.errorbar(
             part["value"], y, xerr=error, fmt="o", color=colours[k], capsize=2, label=group
         )
-    if reference is not None:
-        axes.axvline(reference, color="black", linestyle="--", linewidth=1, label="majority")
+    for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
+        axes.axvline(level, color="black", linestyle=style, linewidth=1, label=name)
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, ylabel="")
     axes.invert_yaxis()
-    if len(groups) > 1 or reference is not None:
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    if len(groups) > 1 or lines:  # below the label of the axis, where it takes no width
+        place = (0.5, -0.6 / (0.2 + 0.42 * len(names)))
+        axes.legend(loc="upper center", bbox_to_anchor=place, ncols=3, frameon=False)
     return axes
 
 
@@ -114,3 +120,54 @@ def texts(rows: pd.DataFrame) -> Styler:
     """A table of words of data or of models, whole, for a page; nothing in it is HTML."""
     shown = rows.map(lambda cell: cell if isinstance(cell, numbers.Number) else str(cell))
     return shown.style.hide().format(escape="html").format_index(escape="html", axis=1)
+
+
+def effects(table: pd.DataFrame) -> Figure:
+    """Effects against model size, a panel per study; ``table`` is as of ``tables.effects``.
+
+    Up speaks for the claim. What the paper prints is drawn hollow, what was run here filled.
+    """
+    import matplotlib.pyplot as plt
+
+    panels = list(table.groupby("study", sort=False))
+    figure, grid = plt.subplots(len(panels), 1, figsize=(6, 2.3 * len(panels)), squeeze=False)
+    looks: dict[Any, dict[str, Any]] = {
+        "paper": {"fmt": "s", "color": "#D55E00", "markerfacecolor": "white"},
+        "here": {"fmt": "o", "color": "#0072B2"},
+    }
+    for axes, (_, part) in zip(grid.flat, panels, strict=True):
+        scale = 100 if part["unit"].isin(["share", "part"]).all() else 1
+        for source, rows in part.groupby("source"):
+            y, low, high = (scale * rows[key] for key in ("difference", "low", "high"))
+            error = np.array([y - low, high - y]).clip(min=0)
+            axes.errorbar(rows["size"], y, yerr=error, capsize=3, **looks[source])
+            # Neighbours in turn above and below, so that their names do not meet.
+            for k, (x, at, name) in enumerate(zip(rows["size"], y, rows["label"], strict=True)):
+                place = {"textcoords": "offset points", "xytext": (8, (5, -12)[k % 2])}
+                axes.annotate(f"{name} ({source})", (x, at), fontsize="small", **place)
+        axes.axhline(0, color="black", linewidth=1)
+        unit = "points" if scale == 100 else str(part["unit"].iloc[0])
+        axes.set(xscale="log", xlim=(7e7, 6e11), ylabel=f"for the claim\n({unit})")
+        axes.set_xticks([1e8, 1e9, 1e10, 1e11], ["100M", "1B", "10B", "100B"])
+        axes.set_title("\n".join(textwrap.wrap(str(part["claim"].iloc[0]), 56)), fontsize="medium")
+        axes.margins(y=0.25)
+    axes.set_xlabel("parameters of the model")
+    return figure
+
+
+def told(what: str, rows: pd.DataFrame) -> str:
+    """The text of a figure for those who do not see it: what it shows, and its numbers."""
+    cells = zip(*(rows[key] for key in ("variant", "value", "unit")), strict=True)
+    return f"{what}: " + "; ".join(f"{v} {metrics.shown(x, u)}" for v, x, u in cells if x == x)
+
+
+def svg(figure: Figure, alt: str) -> str:
+    """A figure as an element of a page: sharp at any size, scrolling where a screen is narrow."""
+    import matplotlib.pyplot as plt
+
+    with io.BytesIO() as file, plt.rc_context({"svg.hashsalt": "ethalign"}):
+        figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
+        data = base64.b64encode(file.getvalue()).decode()
+    plt.close(figure)
+    image = f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+    return f'<div class="figure" tabindex="0">{image}</div>'

@@ -105,8 +105,8 @@ def together(job: Job) -> pd.DataFrame:
 
 
 def homes(job: Job) -> dict[str, Path]:
-    """The folders ``<study>/<scale>`` of this run and of the reference, by name."""
-    return {"this run": job.home, "reference": RESULTS / job.study.name / "small"}
+    """The folders ``<study>/<scale>`` of the reference and of this run, by name."""
+    return {"reference": RESULTS / job.study.name / "small", "this run": job.home}
 
 
 def predictions(home: Path, seed: int) -> dict[str, dict[str, pd.DataFrame]]:

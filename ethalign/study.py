@@ -90,6 +90,11 @@ class Study(NamedTuple):
     main: str = ""
     #: Fields of records that hold words of a data set or a model; never published.
     texts: tuple[str, ...] = ()
+    #: What pages call variants, data sets, strata and measures; other names as they are.
+    words: Mapping[str, str] = {}
+    #: What the paper asks, in one sentence, and the claim (its id) that answers it.
+    question: str = ""
+    headline: str = ""
     #: A claim of ``claims.yaml`` in numbers, from one model's predictions by variant, as a
     #: ``claims.Contrast``; None where a variant is missing.
     claims: Callable[..., Any] | None = None

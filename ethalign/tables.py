@@ -1,7 +1,9 @@
-"""Tables of the results pages: what was reported, and what came out."""
+"""Tables of the pages: what was reported, what came out, and the verdict on it."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +14,21 @@ from ethalign import metrics, results, study
 
 # More columns than this do not fit a page.
 WIDE = 8
+SPAN = ("difference", "low", "high", "unit")
+# What means the same in every study.
+WORDS = {
+    "auc": "AUC",
+    "auroc": "AUROC",
+    "contaminated": "rows in the training file",
+    "clean": "rows not in the training file",
+    "all": "all rows",
+    "seen": "rows tuned on",
+    "unseen": "rows in the file but not tuned on",
+    "smollm2-135m-instruct": "SmolLM2 135M",
+    "qwen2.5-coder-0.5b-instruct": "Qwen2.5-Coder 0.5B",
+    "qwen2.5-coder-1.5b-instruct": "Qwen2.5-Coder 1.5B",
+    "minilm-l6": "MiniLM encoder",
+}
 
 
 def facts(name: str, scale: str = "small") -> dict[str, Any]:
@@ -20,8 +37,9 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
     Returns:
         ``scores``: variant to metric to value over all items of the study's main data set, with
         ``_`` for ``-`` in names; ``on``: the same for every data set by name, with
-        ``n``, the items behind the variant's last metric; and what the study adds. Means over
-        seeds, of the first model. Empty where no reference run is committed.
+        ``n``, the items behind the variant's last metric; ``question``, ``answer`` and ``tally``
+        of its claims; and what the study adds. Means over seeds, of the first model. Empty where
+        no reference run is committed.
     """
     owner = study.find(name)
     reference = results.published(name, scale)
@@ -34,7 +52,14 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
             values[row["metric"]] = metrics.shown(row["value"], row["unit"])
             values["n"] = f"{row['n']:,}"
     more = owner.facts(reference, results.RESULTS / name / scale)
-    return {"scores": on.get(owner.main.replace("-", "_"), {}), "on": on, **more}
+    return {
+        "scores": on.get(owner.main.replace("-", "_"), {}),
+        "on": on,
+        "question": owner.question,
+        "answer": answer(name),
+        "tally": tally(name),
+        **more,
+    }
 
 
 def reported(name: str, path: str | None = None) -> str:
@@ -62,6 +87,16 @@ def _reported(table: pd.DataFrame) -> str:
     return markdown(["model", *wide.columns], body, "--:")
 
 
+def plain(table: pd.DataFrame) -> str:
+    """A table with its index as columns in Markdown; a model that stands in every row is left out.
+
+    Unlike the HTML of pandas it has one row of heads, and breaks its lines where a page is narrow.
+    """
+    flat = table.reset_index()
+    flat = flat.drop(columns=[k for k in ("model",) if k in flat and flat[k].nunique() < 2])
+    return markdown([*flat], flat.to_numpy().tolist())
+
+
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[Any]], rule: str = "---") -> str:
     """A table in Markdown; ``rule`` stands below every head but the first."""
     lines = [heads, ["---", *[rule] * (len(heads) - 1)], *rows]
@@ -80,13 +115,13 @@ def comparison(name: str, rows: pd.DataFrame, path: str | None = None) -> pd.Dat
         told = zip(table["value_reported"], table["unit"], strict=True)
         page = table[["row", "dataset", "metric"]].set_axis(["paper", "data", "metric"], axis=1)
         page["reported"] = [metrics.shown(value, unit) for value, unit in told]
+        page["verdict"] = table["verdict"]  # early, where a narrow screen shows it
         page["run"], page["model"] = run, table["model"]
         page["ours"] = [_cell(row) for row in table.to_dict("records")]
         for stratum in ("clean", "contaminated"):
             part = results.compare(name, ours, stratum, path)
             if part["value"].notna().any():
                 page[f"ours, {stratum}"] = [_cell(row) for row in part.to_dict("records")]
-        page["verdict"] = table["verdict"]
         if (table["verdict"] != "not run").any() or run == "reference":
             pages.append(page)
     if not pages:
@@ -123,26 +158,56 @@ def _cell(row: dict[Any, Any]) -> str:
     return metrics.with_interval(*(row[key] for key in ("value", "low", "high", "unit")))
 
 
-def claims(table: pd.DataFrame, family: str | None = None) -> pd.DataFrame:
-    """Claims of ``claims.assess`` as a page shows them, a row per claim, run and model."""
-    rows = table if family is None else table[table["family"] == family]
-    cells = ["difference", "low", "high", "unit"]
+def word(name: str, key: str) -> str:
+    """What pages call a variant, data set, stratum or measure of a study."""
+    return study.find(name).words.get(key, WORDS.get(key, key.replace("_", " ")))
+
+
+def signed(value: float, unit: str) -> str:
+    """A difference with its sign; of shares in points."""
+    text = metrics.shown(value, unit).replace("-", "\N{MINUS SIGN}")
+    return text if value < 0 else f"+{text}"
+
+
+def unit_of(unit: str) -> str:
+    """The unit of a difference in words; a score has none."""
+    return {"share": "points", "part": "% of what it was", "score": ""}.get(unit, unit)
+
+
+def towards(table: pd.DataFrame) -> pd.DataFrame:
+    """Claims with ``difference``, ``low`` and ``high`` turned so that plus speaks for them."""
+    less, numbers = table["direction"] == "less", ["difference", "low", "high"]
+    turned = table.copy()
+    turned.loc[less, numbers] = -table.loc[less, ["difference", "high", "low"]].to_numpy()
+    return turned
+
+
+def claims(table: pd.DataFrame, name: str, family: str | None = None) -> pd.DataFrame:
+    """Claims of ``claims.assess`` as a page shows them, a row per claim, run and model.
+
+    The verdict stands beside the claim, where a narrow screen shows it; plus speaks for the claim.
+    """
+    rows = towards(table if family is None else table[table["family"] == family])
+    found = rows["n"] > 0
+    spans = rows[["difference", "low", "high", "unit"]].to_numpy().tolist()
+    pairs = zip(rows["first"], rows["second"], strict=True)
+    places = zip(rows["dataset"], rows["stratum"], strict=True)
     plain = {
         "claim": rows["claim"],
-        "compared": rows["first"] + " − " + rows["second"],  # noqa: RUF001
-        "data": rows["dataset"] + rows["stratum"].map(lambda s: "" if s == "all" else f", {s}"),
-        "measure": rows["estimand"].str.replace("_", " "),
-        "model": rows["model"],
+        "verdict": rows["verdict"],
+        "for the claim": [span(*some) for some in spans],
+        "model": rows["model"].map(lambda key: word(name, key)),
         "run": rows["run"],
-        "difference": [metrics.with_interval(*v) for v in rows[cells].to_numpy().tolist()],
-        "p, corrected": rows["holm"].map(lambda p: "" if p != p else f"{p:.3f}"),
-        "items": rows["n"].map("{:,}".format).where(rows["n"] > 0, ""),
-        "seeds": rows["seeds"].map(str).where(rows["n"] > 0, ""),
         "detectable": [
             "" if d != d else metrics.shown(d, unit)
             for d, unit in zip(rows["detectable"].astype(float), rows["unit"], strict=True)
         ],
-        "verdict": rows["verdict"],
+        "compared": [f"{word(name, one)} with {word(name, two)}" for one, two in pairs],
+        "measure": rows["estimand"].map(lambda key: word(name, key)),
+        "data": [", ".join(word(name, k) for k in place if k != "all") for place in places],
+        "items": rows["n"].map("{:,}".format).where(found, ""),
+        "seeds": rows["seeds"].map(str).where(found, ""),
+        "p, corrected": rows["holm"].map(lambda p: "" if p != p else f"{p:.3f}"),
     }
     shown = pd.DataFrame(plain)
     # A column that says the same in every row says nothing.
@@ -150,11 +215,167 @@ def claims(table: pd.DataFrame, family: str | None = None) -> pd.DataFrame:
     return shown.drop(columns=same).reset_index(drop=True)
 
 
+def span(value: float, low: float, high: float, unit: str) -> str:
+    """A difference with its interval and unit; nothing for NaN."""
+    if value != value:
+        return ""
+    ends = "" if low != low else f" [{signed(low, unit)}, {signed(high, unit)}]"
+    return f"{signed(value, unit)}{ends} {unit_of(unit)}".strip()
+
+
 def verdicts(name: str, scale: str = "small") -> str:
     """The verdicts on the committed reference runs in Markdown, a table for each family."""
-    table = tests.assess(name, {"reference": results.RESULTS / name / scale})
+    table = tests.recorded(name, scale)
     parts = []
     for family in table["family"].unique():
-        told = claims(table, family)
+        told = claims(table, name, family)
+        told["verdict"] = told["verdict"].map(term)
         parts.append(f"**{family}**\n\n{markdown([*told], told.to_numpy().tolist())}")
     return "\n".join(parts)
+
+
+def term(text: str) -> str:
+    """A word that links to the glossary, in MyST."""
+    return f"{{term}}`{text}`"
+
+
+def printed(name: str) -> pd.DataFrame:
+    """What a paper prints for claims: a row per claim and model of the paper that has both sides.
+
+    Returns:
+        Columns ``id, paper`` (the model), ``first`` and ``second`` (the two figures), ``unit``,
+        and ``difference`` with ``low`` and ``high``, turned towards the claim. The interval is
+        Newcombe's (1998, method 10) for two accuracies on n items each, as if these were not the
+        same items, which makes it too wide rather than too narrow; NaN for scores whose n are not
+        printed.
+    """
+    table = results.reported(name)
+    table["paper"] = table["row"].str.split(",").str[0]
+    found = []
+    for claim in (claim for claim in tests.load(name) if claim.source != "companion"):
+        names = table["metric"].map(lambda m, c=claim: f"{c.estimand}_".startswith(f"{m}_"))
+        known = table[names & (table["dataset"] == claim.dataset)]
+        for paper, part in known.groupby("paper", sort=False):
+            sides = part.drop_duplicates("variant").set_index("variant")
+            if not {claim.first, claim.second} <= {*sides.index}:
+                continue
+            one, two = (sides.loc[key].to_dict() for key in (claim.first, claim.second))
+            sign = -1 if claim.direction == "less" else 1
+            ends = sorted(sign * x for x in _newcombe(one, two))
+            row = {"id": claim.id, "paper": str(paper), "first": one["value"]}
+            row |= {"second": two["value"], "unit": one["unit"]}
+            difference = sign * (one["value"] - two["value"])
+            found.append({**row, "difference": difference, "low": ends[0], "high": ends[1]})
+    columns = ["id", "paper", "first", "second", "unit", "difference", "low", "high"]
+    return pd.DataFrame(found, columns=columns).sort_values("paper", key=_sizes, kind="stable")
+
+
+def _sizes(models: pd.Series[str]) -> pd.Series[float]:
+    return models.map(size_of).astype(float)
+
+
+def _newcombe(one: dict[Any, Any], two: dict[Any, Any]) -> tuple[float, float]:
+    if {one["metric"], two["metric"]} != {"accuracy"} or one["n"] != one["n"]:
+        return math.nan, math.nan
+    a, b = (metrics.share(round(side["value"] * side["n"]), int(side["n"])) for side in (one, two))
+    low = math.hypot(a.value - a.low, b.high - b.value)
+    high = math.hypot(a.high - a.value, b.value - b.low)
+    return a.value - b.value - low, a.value - b.value + high
+
+
+def glance(name: str, page: str = "", family: str = "primary") -> str:
+    """Claims of the committed runs in Markdown: the claim, the paper's figures, ours, the verdict.
+
+    A row per claim and a column per model of ours, from small to large. Claims are anchors, or,
+    with the address of the ``page`` that has them, links to these.
+    """
+    table = towards(tests.recorded(name))
+    table, told = table[table["family"] == family], printed(name)
+    models = sorted(table["model"].unique(), key=size_of)
+    body = []
+    for key, rows in table.groupby("id", sort=False):
+        text = str(rows["claim"].iloc[0])
+        place = f'<a href="{page}#{key}">{text}</a>' if page else f'<span id="{key}"></span>{text}'
+        paper = [
+            f"{metrics.shown(r['first'], r['unit'])} against"
+            f" {metrics.shown(r['second'], r['unit'])} ({r['paper']})"
+            for r in told[told["id"] == key].to_dict("records")
+        ]
+        known = rows.set_index("model")
+        ours = [
+            f"{term(str(known.loc[m, 'verdict']))}<br>"
+            + span(*known.loc[m, ["difference", "low", "high", "unit"]].tolist())
+            for m in models
+        ]
+        where = ", ".join(
+            word(name, k) for k in rows[["dataset", "stratum"]].iloc[0] if k != "all"
+        )
+        body.append((f"{place} *({where})*", *ours, "<br>".join(paper) or "prints none"))
+    heads = [word(name, model) or "not run" for model in models]
+    return markdown(["claim", *heads, "the paper"], body)
+
+
+def variants(name: str) -> str:
+    """The key of a study's variants in Markdown: the name in commands, and what pages call it."""
+    return markdown(
+        ["name", "on pages"], [(f"`{v}`", word(name, v)) for v in study.find(name).order]
+    )
+
+
+def size_of(model: str) -> float:
+    """Parameters of a model by its name, such as ``…-135m-…`` or ``Llama-2 7B``; NaN if unsaid."""
+    found = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", model.lower())
+    return float(found[1]) * {"m": 1e6, "b": 1e9}[found[2]] if found else math.nan
+
+
+def effects() -> pd.DataFrame:
+    """The headline claim of every study against model size, the papers' figures and ours.
+
+    Returns:
+        Columns ``study, claim, unit, source`` (``paper`` or ``here``), ``label, size`` (number of
+        parameters) and ``difference, low, high``, where plus speaks for the claim.
+    """
+    parts = []
+    for owner in study.everything():
+        ours = towards(tests.recorded(owner.name)).query("id == @owner.headline and n > 0")
+        paper = printed(owner.name).query("id == @owner.headline")
+        labels = ours["model"].map(lambda key, n=owner.name: word(n, key))
+        both = [
+            ours.assign(source="here", label=labels, size=_sizes(ours["model"])),
+            paper.assign(source="paper", label=paper["paper"], size=_sizes(paper["paper"])),
+        ]
+        claim = next((c for c in tests.load(owner.name) if c.id == owner.headline), None)
+        if claim is not None:
+            more = {"study": owner.name, "claim": claim.claim, "unit": claim.unit}
+            parts += [part.assign(**more) for part in both if len(part)]
+    columns = ["study", "claim", "unit", "source", "label", "size", "difference", "low", "high"]
+    return pd.concat(parts)[columns].reset_index(drop=True) if parts else pd.DataFrame()
+
+
+def answer(name: str) -> str:
+    """The headline claim of a study in MyST: the paper's figures for it, and ours."""
+    owner, table = study.find(name), tests.recorded(name)
+    told = printed(name).query("id == @owner.headline").to_dict("records")
+    theirs = [f"{span(*(row[key] for key in SPAN))} ({row['paper']})" for row in told]
+    mine = towards(table[table["id"] == owner.headline]).to_dict("records")
+    ours = [
+        f"{term(row['verdict'])} {span(*(row[key] for key in SPAN))}".strip()
+        + (f" ({word(name, row['model'])})" if row["model"] else "")
+        for row in sorted(mine, key=lambda row: size_of(row["model"]))
+    ]
+    claim = mine[0]["claim"] if mine else "none is written down."
+    paper = ", ".join(theirs) or "no figure printed"
+    return f"*Claim:* {claim} *Paper:* {paper}. *Here:* {', '.join(ours) or 'nothing run'}."
+
+
+def tally(name: str) -> str:
+    """How many of the primary claims have which verdict, by model, in MyST."""
+    table = tests.recorded(name)
+    table = table[table["family"] == "primary"]
+    words = ("supported", "contradicted", "inconclusive", "not run")
+    parts = []
+    for model in sorted(table["model"].unique(), key=size_of):
+        counts = table[table["model"] == model]["verdict"].value_counts()
+        told = ", ".join(f"{counts[w]} {term(w)}" for w in words if counts.get(w))
+        parts.append(f"{told} ({word(name, model)})")
+    return f"Of the {table['id'].nunique()} claims of the abstract: {'; '.join(parts)}."

@@ -198,12 +198,44 @@ def test_a_sentence_may_repeat_only_the_verdict_of_todays_records(build: Any) ->
 def test_a_page_shows_every_claim_with_its_interval_and_verdict(assess: Any) -> None:
     rows = {"m/A/0": [1] * 20 + [0] * 80, "m/B/0": [1] * 70 + [0] * 30}
     table = assess([{}, {"id": "never", "first": "D", "family": "controls"}], rows)
-    shown = tables.claims(table)
+    shown = tables.claims(table, "toy")
     assert shown["verdict"].tolist() == ["supported", "not run"]
-    assert re.fullmatch(r"50\.0 \[\d\d\.\d, \d\d\.\d\]", shown["difference"][0])
-    assert [*shown.loc[1, ["difference", "items", "detectable"]]] == ["", "", ""]
+    assert re.fullmatch(r"\+50\.0 \[\+\d\d\.\d, \+\d\d\.\d\] points", shown["for the claim"][0])
+    assert [*shown.loc[1, ["for the claim", "items", "detectable"]]] == ["", "", ""]
     assert "model" not in shown.columns  # there is one
-    assert tables.claims(table, "controls")["verdict"].tolist() == ["not run"]
+    assert tables.claims(table, "toy", "controls")["verdict"].tolist() == ["not run"]
+    # The same rows speak against the claim that B is worse.
+    worse = tables.claims(assess([{"direction": "less"}], rows), "toy")
+    assert worse["verdict"].tolist() == ["contradicted"]
+    ends = re.fullmatch(
+        r"\N{MINUS SIGN}50\.0 \[\N{MINUS SIGN}(\d\d\.\d), \N{MINUS SIGN}(\d\d\.\d)\] points",
+        worse["for the claim"][0],
+    )
+    assert ends
+    assert float(ends[1]) > 50 > float(ends[2])
+
+
+def test_recorded_verdicts_are_those_of_todays_runs(
+    assess: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    home = tmp_path / "toy" / "small"
+    home.parent.mkdir()
+    home.symlink_to(tmp_path / "home")
+    rows = {"m/A/0": [1] * 20 + [0] * 80, "m/B/0": [1] * 70 + [0] * 30}
+    fresh = assess([{}], rows)
+    assert not claims.current("toy")
+    claims.record("toy")
+    assert claims.current("toy")
+    with monkeypatch.context() as patch:  # nothing is worked out again
+        patch.setattr(claims, "_tested", None)
+        claims._recorded.cache_clear()
+        kept = claims.recorded("toy")
+    told = [key for key in claims.COLUMNS if key != "run"]
+    pd.testing.assert_frame_equal(kept[told], fresh[told], check_dtype=False)
+    assess([{}], {"m/B/0": [1] * 10 + [0] * 90})  # another run takes the place of one
+    assert not claims.current("toy")
+    assert claims.recorded("toy")["verdict"].tolist() == ["contradicted"]
 
 
 @pytest.mark.parametrize("name", config.studies())
@@ -211,7 +243,7 @@ def test_what_is_claimed_was_written_down(name: str) -> None:
     """Primary claims are the abstract's, and the reference tests most of what is claimed."""
     told = claims.load(name)
     assert {claim.source for claim in told if claim.family == "primary"} == {"abstract"}
-    found = claims.assess(name, {"reference": results.RESULTS / name / "small"})
+    found = claims.recorded(name)
     assert {*found["id"]} == {claim.id for claim in told}
     tested = found[found["verdict"] != "not run"]
     assert len(tested) > len(found) / 2, "a misspelt variant would never be run"

@@ -7,7 +7,8 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from ethalign import cli, study
+from ethalign import claims, cli, study
+from ethalign.config import ROOT
 
 COMMANDS = [
     "run",
@@ -17,6 +18,7 @@ COMMANDS = [
     "models",
     "book",
     "compare",
+    "claims",
     "verify",
     "publish",
     "doctor",
@@ -50,6 +52,17 @@ def test_models_list_the_packaged_ones() -> None:
     shown = CliRunner().invoke(cli.app, ["models"]).output
     assert "smollm2-135m-instruct" in shown
     assert "Apache-2.0" in shown
+
+
+def test_claims_gives_every_verdict_and_leaves_a_record_that_is_current() -> None:
+    path = ROOT / "results" / "reasons" / "small" / "claims.json"
+    before = path.read_bytes()
+    shown = CliRunner().invoke(cli.app, ["claims", "reasons"])
+    assert shown.exit_code == 0
+    for row in claims.recorded("reasons").to_dict("records"):
+        line = next(x for x in shown.output.splitlines() if x.split()[:1] == [row["id"]])
+        assert line.endswith(f" {row['verdict']}")
+    assert path.read_bytes() == before, "`ethalign claims` was run after the last change"
 
 
 def test_compare_shows_every_printed_figure() -> None:

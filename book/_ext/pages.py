@@ -18,21 +18,40 @@ from ethalign import config, tables
 
 EXERCISE = re.compile(r"^(`{3,})\{(?:exercise|solution)\}.*?^\1[ ]*$\n?", re.MULTILINE | re.DOTALL)
 
+SAMPLES = """
+
+:::{admonition} Workshop
+:class: note
+This page was run on the machine on which the book was built, by default on samples: it shows how
+things work. What was found on the published data stands in the [findings](findings.ipynb).
+:::
+"""
+
 
 def tell_apart(app: Sphinx, page: str, source: list[str]) -> None:
-    """Put the variant into the title, and drop exercises from all but the first variant's page."""
+    """Say what a page is, put the variant into its title, and keep exercises on the first one."""
     folder, _, name = page.rpartition("/")
-    stage, dash, variant = name.partition("-")
-    if not folder.startswith("_runs/") or not dash:
+    stage, _, variant = name.partition("-")
+    if not folder.startswith("_runs/") or stage == "findings":
         return
-    first = next(p for p in app.config.external_site_map if p.startswith(f"{folder}/{stage}-"))
     notebook = json.loads(source[0])
+    # What was injected repeats the cell of parameters before it.
+    notebook["cells"] = [
+        cell
+        for cell in notebook["cells"]
+        if "injected-parameters" not in cell["metadata"].get("tags", [])
+    ]
     prose = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
-    for cell in prose:
-        text = "".join(cell["source"])
-        cell["source"] = text if page == first else EXERCISE.sub("", text)
+    if variant:
+        start = f"{folder}/{stage}-"
+        first = next(p for p in app.config.external_site_map if p.startswith(start))
+        for cell in prose if page != first else []:
+            cell["source"] = EXERCISE.sub("", "".join(cell["source"]))
     if prose:
-        prose[0]["source"] = re.sub(r"\A(# .*)", rf"\1 (`{variant}`)", prose[0]["source"])
+        title = rf"\1 (`{variant}`)" if variant else r"\1"
+        note = "" if stage == "results" else SAMPLES
+        text = "".join(prose[0]["source"])
+        prose[0]["source"] = re.sub(r"\A(# .*)", title + note, text)
     source[0] = json.dumps(notebook)
 
 

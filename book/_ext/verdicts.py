@@ -15,7 +15,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxRole
 
-from ethalign import claims, config, results
+from ethalign import claims, config
 
 TEXT = re.compile(r"([\w-]+)/([\w-]+)(?:@([\w.-]+))?: *([a-z ]+)")
 
@@ -23,8 +23,8 @@ TEXT = re.compile(r"([\w-]+)/([\w-]+)(?:@([\w.-]+))?: *([a-z ]+)")
 @functools.cache
 def verdicts(study: str) -> dict[tuple[str, str], str]:
     """Verdict of the reference by claim and model; by claim and "" that of its first model."""
-    tested = claims.assess(study, {"reference": results.RESULTS / study / "small"})
-    found = {(row["id"], row["model"]): row["verdict"] for row in tested.to_dict("records")}
+    tested = claims.recorded(study).to_dict("records")
+    found = {(row["id"], row["model"]): row["verdict"] for row in tested}
     first: dict[tuple[str, str], str] = {}
     for (claim, _), word in found.items():
         first.setdefault((claim, ""), word)

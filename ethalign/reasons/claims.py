@@ -94,7 +94,7 @@ def _audited(reference: pd.DataFrame) -> dict[str, tuple[int, int, float]]:
 def leak(reference: pd.DataFrame) -> pd.DataFrame:
     """How many rows of the published test file occur in the training file."""
     found = _audited(reference)
-    counts = {LEAK[k]: [*found[k][:2], f"{found[k][2]:.1%}"] for k in found if k in LEAK}
+    counts = {LEAK[k]: [*found[k][:2], f"{found[k][2]:.1%}"] for k in LEAK if k in found}
     return pd.DataFrame(counts, index=["rows", "of", "share"]).T
 
 
