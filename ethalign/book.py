@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ethalign import config, pipeline, records, results, sources, study, tables
+from ethalign import config, explorer, pipeline, records, results, sources, study, tables
 from ethalign.config import ROOT
 from ethalign.study import Job
 
@@ -39,6 +39,7 @@ def build(jobs: Sequence[Job]) -> Path:
     for name in config.studies():
         records.write(GENERATED / f"{name}-reported.md", tables.reported(name))
         records.write(GENERATED / f"{name}-claims.md", tables.verdicts(name))
+    explorer.build(GENERATED, {job.study.name: results.homes(job) for job in jobs})
     command = ["jupyter-book", "build", "book", "--config", "_config.yml"]
     command += ["--toc", str(GENERATED / "toc.yml"), "--path-output", "."]
     command += ["-W", "-n", "--keep-going"]

@@ -29,6 +29,7 @@ T = TypeVar("T")
 COLUMNS = (
     "study variant dataset stratum metric value low high n unit".split()  # noqa: SIM905
 )
+FORMULA = ("=", "+", "-", "@")
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "scikit-learn")
 
 
@@ -220,6 +221,13 @@ def commit() -> str:
     head = git("rev-parse", "--verify", "HEAD")
     dirty = git("status", "--porcelain", "--", "ethalign", "notebooks", "configs")
     return head[:12] + ("+" if dirty else "") if head else "unknown"
+
+
+def inert(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula (texts are not to be trusted)."""
+    text = isinstance(cell, str)
+    taken = text and (cell.lstrip().startswith(FORMULA) or cell.startswith(("\t", "\r")))
+    return f"'{cell}" if taken else cell
 
 
 def row(

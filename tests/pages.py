@@ -13,9 +13,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Request,
+    ViewportSize,
+    sync_playwright,
+)
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -105,6 +113,16 @@ def search(html: Path, words: str) -> list[str]:
         page.goto(f"{(html.resolve() / 'search.html').as_uri()}?{urlencode({'q': words})}")
         page.get_by_text("Search finished").or_(page.get_by_text("did not match")).wait_for()
         return page.locator("#search-results li > a").all_inner_texts()
+
+
+@contextmanager
+def opened(width: int = 1280, **options: Any) -> Iterator[BrowserContext]:
+    """A browser without the internet; ``options`` are those of Playwright's context."""
+    with _browser() as chrome:
+        size: ViewportSize = {"width": width, "height": 900}
+        context = chrome.new_context(viewport=size, offline=True, **options)
+        context.set_default_timeout(10_000)
+        yield context
 
 
 @contextmanager

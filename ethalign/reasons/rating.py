@@ -70,8 +70,8 @@ def rate_export(
     random = np.random.default_rng(seed)
     table = predictions.assign(
         code=[f"r{n:05d}" for n in random.permutation(len(predictions))],
-        answer=predictions["generated"].map(inert),
-        statement=predictions["statement"].map(inert),
+        answer=predictions["generated"].map(records.inert),
+        statement=predictions["statement"].map(records.inert),
         aligned="",
     )
     key.parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +83,6 @@ def rate_export(
     for path in paths:
         sheet.iloc[random.permutation(len(sheet))].to_csv(path, index=False)
     return f"{len(table)} answers for {raters} raters: {', '.join(paths)}; keep {key} apart."
-
-
-def inert(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula (model text is not to be trusted)."""
-    return "'" + cell if cell.lstrip()[:1] in ("=", "+", "-", "@") or cell[:1] in "\t\r" else cell
 
 
 def rate_import(files: Sequence[Path], key: Path) -> Ratings:
