@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,29 @@ SKELETON = """<!doctype html>
 """
 
 
-def pack(owner: Study, home: Path, *, local: bool = False) -> dict[str, Any]:
+Tables = dict[tuple[str, int, str], pd.DataFrame]
+
+
+def predictions(home: Path) -> Tables:
+    """All predictions below ``<study>/<scale>`` by model, seed and variant."""
+    found = {}
+    for seed in sorted({int(p.parent.name) for p in home.glob("*/*/*/predictions.jsonl")}):
+        for model, variants in results.predictions(home, seed).items():
+            for variant, table in variants.items():
+                # A file may hold several predictors, each with a name of its own.
+                named = table.assign(variant=table.get("variant", variant))
+                for name, part in named.groupby("variant", sort=False):
+                    found[model, seed, str(name)] = part
+    return found
+
+
+def pack(owner: Study, home: Path, tables: Tables, *, local: bool = False) -> dict[str, Any]:
     """What every predictor said of every item below ``<study>/<scale>``, by column.
 
     Args:
         owner: the study, which says what is shown.
         home: the folder of its runs.
+        tables: their ``predictions``.
         local: join in the words of data sets that are not ours to publish.
 
     Returns:
@@ -63,7 +80,7 @@ def pack(owner: Study, home: Path, *, local: bool = False) -> dict[str, Any]:
         ``p`` (in thousandths), with ``wrote`` where texts are shown. Whatever is missing is null.
         Empty where there are no predictions.
     """
-    view, tables = owner.shown, dict(_tables(home))
+    view = owner.shown
     if view is None or not tables:
         return {}
     every = pd.concat(tables.values())
@@ -111,16 +128,6 @@ def pack(owner: Study, home: Path, *, local: bool = False) -> dict[str, Any]:
         "verdicts": verdicts,
         "predictors": predictors,
     }
-
-
-def _tables(home: Path) -> Iterator[tuple[tuple[str, int, str], pd.DataFrame]]:
-    """Predictions by model, seed and variant; of several in one file each by itself."""
-    for seed in sorted({int(p.parent.name) for p in home.glob("*/*/*/predictions.jsonl")}):
-        for model, variants in results.predictions(home, seed).items():
-            for variant, table in variants.items():
-                named = table.assign(variant=table.get("variant", variant))
-                for name, part in named.groupby("variant", sort=False):
-                    yield (model, seed, str(name)), part
 
 
 def _words(owner: Study, home: Path, local: bool) -> pd.DataFrame:
@@ -206,22 +213,56 @@ def build(target: Path, homes: Mapping[str, Mapping[str, Path]]) -> None:
     """Write what the book's pages of predictions include, and the files beside them.
 
     Args:
-        target: gets ``<study>-explorer.md``, and below ``files/`` what goes beside the pages.
+        target: gets ``<study>-explorer.md``, and below ``files/`` what goes beside the pages:
+            scripts for the explorer, ``sheets`` of the reference, notebooks to run.
         homes: by study, folders ``<study>/<scale>`` by the name of the run; the reference is
             shown in any case.
     """
-    shutil.rmtree(target / "files" / "explorer", ignore_errors=True)
+    files = target / "files"
+    shutil.rmtree(files, ignore_errors=True)
     for owner in study.everything():
-        text = ""
-        own = {"reference": results.RESULTS / owner.name / "small"} | {**homes.get(owner.name, {})}
+        text, reference = "", results.RESULTS / owner.name / "small"
+        own = {**homes.get(owner.name, {}), "reference": reference}
         for run, home in sorted(own.items()):
-            if found := pack(owner, home):
+            tables = predictions(home)
+            if run == "reference":
+                sheets(owner, home, tables, files / "data")
+            if found := pack(owner, home, tables):
                 name = f"{owner.name}-{run.replace(' ', '-')}"
-                records.write(target / "files" / "explorer" / f"{name}.js", script(name, found))
+                records.write(files / "explorer" / f"{name}.js", script(name, found))
                 label = f"Predictions: {HEADS[run].lower()}"
                 shown = block(name, label, found, f"../explorer/{name}.js")
                 text += f"## {HEADS[run]}\n\n```{{raw}} html\n{shown}\n```\n\n"
         records.write(target / f"{owner.name}-explorer.md", text or "Nothing has been run yet.\n")
+        for path in (ROOT / "notebooks" / owner.name).glob("*.ipynb"):
+            place = files / "notebooks" / owner.name / path.name
+            records.write(place, path.read_text(encoding="utf-8"))
+
+
+def sheets(owner: Study, home: Path, tables: Tables, target: Path) -> None:
+    """Metrics as ``<study>-metrics.csv``, predictions as ``<study>-predictions.csv.gz``, if any.
+
+    No cell is one that a spreadsheet takes for a formula, and the same records give the same
+    bytes.
+    """
+    parts = [
+        table.drop(columns="variant").assign(model=model, seed=seed, variant=variant)
+        for (model, seed, variant), table in tables.items()
+    ]
+    found = {
+        "metrics.csv": results.rows(home),
+        "predictions.csv.gz": pd.concat(parts or [pd.DataFrame()]),
+    }
+    for name, table in found.items():
+        if len(table):
+            target.mkdir(parents=True, exist_ok=True)
+            texts = {
+                c: table[c].map(records.inert) for c in table if table[c].dtype.kind not in "bif"
+            }
+            how: Any = {"method": "gzip", "mtime": 0} if name.endswith("gz") else None
+            table.assign(**texts).to_csv(
+                target / f"{owner.name}-{name}", index=False, compression=how
+            )
 
 
 def edition(owner: Study, homes: Mapping[str, Path], target: Path, *, words: bool) -> Path:
@@ -238,7 +279,7 @@ def edition(owner: Study, homes: Mapping[str, Path], target: Path, *, words: boo
     """
     parts = []
     for run, home in homes.items():
-        if found := pack(owner, home, local=words):
+        if found := pack(owner, home, predictions(home), local=words):
             name = f"{owner.name}-{run.replace(' ', '-')}"
             records.write(target / f"{name}.js", script(name, found))
             parts.append(f"<h2>{HEADS[run]}</h2>\n{block(name, run, found, f'{name}.js')}")

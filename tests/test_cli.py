@@ -16,6 +16,7 @@ COMMANDS = [
     "datasets",
     "models",
     "book",
+    "explore",
     "compare",
     "verify",
     "publish",

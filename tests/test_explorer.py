@@ -91,7 +91,7 @@ def items(page: Page) -> list[str]:
 def test_committed_predictions_are_packed_as_they_are() -> None:
     """Every verdict and probability, against the file itself; no word of a data set."""
     home = results.RESULTS / "reasons" / "small"
-    found = explorer.pack(study.find("reasons"), home)
+    found = explorer.pack(study.find("reasons"), home, explorer.predictions(home))
     assert found["words"] == []
     for predictor in found["predictors"]:
         folder = home / predictor["model"] / predictor["variant"] / str(predictor["seed"])
@@ -110,7 +110,8 @@ def test_committed_predictions_are_packed_as_they_are() -> None:
 @pytest.mark.parametrize("name", config.studies())
 def test_committed_predictions_of_every_study_are_small(name: str) -> None:
     owner = study.find(name)
-    found = explorer.pack(owner, results.RESULTS / name / "small")
+    home = results.RESULTS / name / "small"
+    found = explorer.pack(owner, home, explorer.predictions(home))
     runs = len(found["predictors"])
     assert len(found["names"]) > 1000
     assert len(set(found["names"])) == len(found["names"]), "a link leads to two items"
@@ -131,14 +132,15 @@ def test_first_rows_are_there_without_a_script(built: Path) -> None:
 def test_words_of_official_data_are_left_out_of_the_book(
     home: Path, owner: study.Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert explorer.pack(owner, home)["words"] != []  # samples are ours
+    tables = explorer.predictions(home)
+    assert explorer.pack(owner, home, tables)["words"] != []  # samples are ours
     official = config.load("reasons", "L", "smoke", 0, {"data.source": "official"})
     settings = official.model_dump(mode="json")
     monkeypatch.setattr(config, "read_yaml", lambda path: settings)
-    found = explorer.pack(owner, home)
+    found = explorer.pack(owner, home, tables)
     assert (found["words"], found["flagged"]) == ([], [])
     assert "wrote" not in found["predictors"][0]
-    assert explorer.pack(owner, home, local=True)["words"] != []
+    assert explorer.pack(owner, home, tables, local=True)["words"] != []
 
 
 @needs_chromium
@@ -243,6 +245,26 @@ def test_what_the_book_includes_has_no_words_and_no_broken_block(tmp_path: Path)
         script = (tmp_path / "files" / source[1]).read_text()
         found = json.loads(script.partition("] = ")[2].removesuffix(";\n"))
         assert found["words"] == []
+        data, rows = tmp_path / "files" / "data", results.published(name)
+        assert len(pd.read_csv(data / f"{name}-metrics.csv")) == len(rows)
+        given = pd.read_csv(data / f"{name}-predictions.csv.gz", low_memory=False)
+        assert given.groupby(["model", "seed", "variant"]).ngroups == len(found["predictors"])
+        assert not {*given} & {*study.find(name).texts}
+        assert (tmp_path / "files" / "notebooks" / name / "results.ipynb").is_file()
+
+
+def test_sheets_hold_no_formulas_and_are_the_same_each_time(
+    home: Path, owner: study.Study, tmp_path: Path
+) -> None:
+    tables = explorer.predictions(home)
+    for place in ("one", "two"):
+        explorer.sheets(owner, home, tables, tmp_path / place)
+    one, two = (tmp_path / p / "reasons-predictions.csv.gz" for p in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    given = pd.read_csv(one)
+    assert set(given["reason"]) == {"'=1+1"}
+    assert given["logp_unethical"].min() == -3  # a number, not a text
+    assert len(given) == 2 * ROWS
 
 
 def test_pages_of_the_explorer_are_in_the_contents() -> None:
