@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlencode
 
 from playwright.sync_api import (
@@ -25,6 +25,8 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+# axe-core 4.14.1 by Deque Systems, MPL-2.0, as published on npm (axe.min.js).
+AXE = Path(__file__).parent / "axe" / "axe.min.js"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 REMOTE = re.compile(r"^\s*(?:https?:|wss?:|ftp:)?//", re.IGNORECASE)
@@ -106,6 +108,29 @@ def browser(html: Path, widths: tuple[int, ...] = (390, 1280)) -> list[str]:
     return found
 
 
+def accessible(html: Path, paths: Iterable[Path], scheme: Literal["light", "dark"]) -> list[str]:
+    """What axe-core finds serious or critical on pages in one colour scheme.
+
+    Each as ``page in scheme: rule: element``. Everything folded is opened before.
+    """
+    found: list[str] = []
+    with opened(color_scheme=scheme) as context:
+        page = context.new_page()
+        for path in paths:
+            page.goto(path.as_uri())
+            page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+            page.add_script_tag(path=AXE)
+            result = page.evaluate("axe.run({resultTypes: ['violations']})")
+            here = f"{path.relative_to(html)} in {scheme}"
+            found += [
+                f"{here}: {violation['id']}: {node['target'][-1]}"
+                for violation in result["violations"]
+                if violation["impact"] in ("serious", "critical")
+                for node in violation["nodes"]
+            ]
+    return found
+
+
 def search(html: Path, words: str) -> list[str]:
     """The titles that the book's own search lists for ``words``."""
     with _browser() as chrome:
@@ -121,7 +146,7 @@ def opened(width: int = 1280, **options: Any) -> Iterator[BrowserContext]:
     with _browser() as chrome:
         size: ViewportSize = {"width": width, "height": 900}
         context = chrome.new_context(viewport=size, offline=True, **options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(60_000)
         yield context
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -19,6 +20,16 @@ from sphinx.application import Sphinx
 from ethalign import config, results
 from ethalign.config import ROOT
 
+# What the theme's templates leave to be desired, and what to put there; none matches twice.
+FOCUSABLE = ' tabindex="0" role="group" aria-label="Table"'
+THEME = [
+    (r'<summary>(?=<span class="toctree-toggle)', '<summary aria-label="Pages below">'),
+    (r'<i (?=class="theme-switch )', '<i aria-hidden="true" '),
+    (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
+    (r'(search-button-field[^>]*?) aria-label="Search"', r"\1"),
+    (r'(<div class="(?:pst-scrollable-table-container|output text_html)")>', rf"\1{FOCUSABLE}>"),
+]
+PLAIN_HEAD = re.compile(r"<th\b((?:(?!scope=)[^>])*)>")
 # A description for machines is no longer than this.
 MOST = 200
 
@@ -158,7 +169,34 @@ def add(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree:
     context["metatags"] += tags(title, description(doctree), year, first=first)
 
 
+def mend(text: str) -> str:
+    """A written page whose theme says to a screen reader what it shows to the eye.
+
+    Toggles of the contents get a name, icons are not read out, cells at the head of a column or
+    row say of which, and tables that scroll can be reached by keyboard.
+    """
+    for old, new in THEME:
+        text = re.sub(old, new, text)
+    for part, scope in (("thead", "col"), ("tbody", "row")):
+        whole = re.compile(rf"<{part}\b.*?</{part}>", re.DOTALL)
+        head = rf'<th scope="{scope}"\1>'
+        text = whole.sub(lambda found, h=head: PLAIN_HEAD.sub(h, found[0]), text)
+    return text
+
+
+def mend_all(app: Sphinx, error: Exception | None) -> None:
+    """``mend`` every page that was written."""
+    if error or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        if "_static" not in path.parts:
+            text = path.read_text(encoding="utf-8")
+            if (mended := mend(text)) != text:
+                path.write_text(mended, encoding="utf-8")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to the writing of pages."""
     app.connect("html-page-context", add)
+    app.connect("build-finished", mend_all)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
