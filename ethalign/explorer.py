@@ -27,7 +27,7 @@ KEYS = ("part", "dataset", "id")
 # Rows of a page of the table, and of the table without a script.
 PAGE = 50
 STATIC = ROOT / "book" / "_static"
-HEADS = {"reference": "Reference runs", "this run": "Your run"}
+HEADS = {"reference": "Reference runs", "this run": "This run"}
 SKELETON = """<!doctype html>
 <html lang="en">
 <head>
@@ -95,16 +95,15 @@ def pack(owner: Study, home: Path, tables: Tables, *, local: bool = False) -> di
     verdicts = sorted(map(str, every["verdict"].dropna().unique()))
     words = _words(owner, home, local).reindex(columns=[*keys, *view.words])
     words = items[keys].merge(words.drop_duplicates(keys), how="left")
-    shown = words[list(view.words)].notna().any().any()
+    shown = bool(words[list(view.words)].notna().to_numpy().any())
     flagged = items["dataset"].isin(view.flagged) & shown
-    predictors = []
+    predictors: list[dict[str, Any]] = []
     for (model, seed, variant), table in tables.items():
         rows = items[keys].merge(table.assign(p=view.share(table)), how="left", on=keys)
-        known = {
-            "verdict": rows["verdict"].map({word: k for k, word in enumerate(verdicts)}),
-            "p": (1000 * rows["p"].astype(float)).round(),
+        found: dict[str, list[Any]] = {
+            "verdict": _nulls(rows["verdict"].map(verdicts.index, na_action="ignore"), int),
+            "p": _nulls((1000 * rows["p"].astype(float)).round(), int),
         }
-        found = {key: _nulls(column, int) for key, column in known.items()}
         if shown and view.wrote in rows:
             found["wrote"] = _nulls(rows[view.wrote], str)
         predictors.append({"model": model, "seed": seed, "variant": variant, **found})
@@ -136,7 +135,8 @@ def _words(owner: Study, home: Path, local: bool) -> pd.DataFrame:
     found = [pd.DataFrame()]
     folders = {path.parent.name: path.parent for path in home.glob("*/*/*/predictions.jsonl")}
     for folder in folders.values():  # a seed draws the same items for every variant
-        run = owner.run.model_validate(config.read_yaml(folder / "config.yaml"))
+        path = folder / "config.yaml"
+        run = config.checked(owner.run, config.read_yaml(path), str(path))
         ours = run.data.source == "sample" and run.data.test is None
         if local or ours:
             found.append(owner.shown.texts(run))
@@ -256,13 +256,10 @@ def sheets(owner: Study, home: Path, tables: Tables, target: Path) -> None:
     for name, table in found.items():
         if len(table):
             target.mkdir(parents=True, exist_ok=True)
-            texts = {
-                c: table[c].map(records.inert) for c in table if table[c].dtype.kind not in "bif"
-            }
+            for column in table.select_dtypes(exclude=["number", "bool"]):
+                table[column] = table[column].map(records.inert)
             how: Any = {"method": "gzip", "mtime": 0} if name.endswith("gz") else None
-            table.assign(**texts).to_csv(
-                target / f"{owner.name}-{name}", index=False, compression=how
-            )
+            table.to_csv(target / f"{owner.name}-{name}", index=False, compression=how)
 
 
 def edition(owner: Study, homes: Mapping[str, Path], target: Path, *, words: bool) -> Path:
