@@ -13,7 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ethalign import code, config, pipeline, plots, records, results, sources, study, tables
+from ethalign import (
+    code,
+    config,
+    explorer,
+    pipeline,
+    plots,
+    records,
+    results,
+    sources,
+    study,
+    tables,
+)
 from ethalign.config import ROOT
 from ethalign.study import Job
 
@@ -39,6 +50,7 @@ def build(jobs: Sequence[Job]) -> Path:
     if page.is_file() and stamp.is_file() and stamp.read_text() == state:
         return page
     _generate(whole=bool(jobs))
+    explorer.build(GENERATED, {job.study.name: results.homes(job) for job in jobs})
     command = ["jupyter-book", "build", "book", "--config", "_config.yml"]
     command += ["--toc", str(GENERATED / "toc.yml"), "--path-output", "."]
     # Links to pages that are still to be run cannot be followed yet.

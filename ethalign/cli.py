@@ -165,6 +165,32 @@ def book(
 
 
 @app.command()
+def explore(
+    study: Study,
+    scale: Annotated[str, typer.Option(help="of your runs, if any")] = "tiny",
+    runs: Runs = "runs",
+) -> None:
+    """Make a page of every prediction, with the words of the data sets that are on this machine.
+
+    Example: ethalign explore reasons
+    """
+    from ethalign import explorer, results, sources
+    from ethalign.study import find
+
+    owner = find(study)
+    homes = {
+        "reference": results.RESULTS / study / "small",
+        "this run": config.ROOT / runs / study / scale,
+    }
+    needed = [source for source in owner.sources.values() if not source.optional]
+    here = all(map(sources.present, needed))
+    if not here:
+        typer.echo("without the words of the official data sets (`ethalign fetch` gets them)")
+    target = config.ROOT / "_build" / "explorer"
+    typer.echo(f"open {explorer.edition(owner, homes, target, words=here)}")
+
+
+@app.command()
 def compare(
     study: Study,
     scale: Annotated[str, typer.Option(help="of the committed results")] = "small",

@@ -70,6 +70,25 @@ class Stage(NamedTuple):
     alone: bool = False
 
 
+class Shown(NamedTuple):
+    """What the explorer shows of a study's predictions; fields are columns of its records."""
+
+    #: What is known of an item, whoever answers it: field to heading.
+    fields: Mapping[str, str]
+    #: A predictor's probability in [0, 1] from its records, (n,); None or NaN where it gave none.
+    share: Callable[[pd.DataFrame], Any]
+    #: What that is the probability of.
+    of: str
+    #: Words of a run's items, with the columns that name an item (``explorer.KEYS``).
+    texts: Callable[[Any], pd.DataFrame]
+    #: The columns of these words: field to heading.
+    words: Mapping[str, str]
+    #: Field of records with what a model wrote.
+    wrote: str = ""
+    #: Data sets whose words stand behind a content warning.
+    flagged: tuple[str, ...] = ()
+
+
 class Study(NamedTuple):
     """The contract of a study."""
 
@@ -103,6 +122,8 @@ class Study(NamedTuple):
     measure: Callable[[Any, Path, dict[str, Path]], Rows] | None = None
     #: Further numbers that prose quotes, from the reference rows and the folder of results.
     facts: Callable[[pd.DataFrame, Path], dict[str, Any]] = lambda reference, home: {}
+    #: What the explorer of predictions shows; None for nothing.
+    shown: Shown | None = None
 
 
 def find(name: str) -> Study:

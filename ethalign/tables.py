@@ -228,8 +228,11 @@ def verdicts(name: str, scale: str = "small") -> str:
     table = tests.recorded(name, scale)
     parts = []
     for family in table["family"].unique():
-        told = claims(table, name, family)
+        told, ids = claims(table, name, family), table.loc[table["family"] == family, "id"]
         told["verdict"] = told["verdict"].map(term)
+        # Each claim has an address that lasts; of several models the first row has it.
+        links = ids.map('<a id="claim-{0}" href="#claim-{0}" title="Link to {0}">#</a> '.format)
+        told["claim"] = links.where(~ids.duplicated(), "").to_numpy() + told["claim"]
         parts.append(f"**{family}**\n\n{markdown([*told], told.to_numpy().tolist())}")
     return "\n".join(parts)
 

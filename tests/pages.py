@@ -10,13 +10,23 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Literal
 from urllib.parse import urlencode
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Request, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Request,
+    ViewportSize,
+    sync_playwright,
+)
 
+# axe-core 4.14.1 by Deque Systems, MPL-2.0, as published on npm (axe.min.js).
+AXE = Path(__file__).parent / "axe" / "axe.min.js"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 REMOTE = re.compile(r"^\s*(?:https?:|wss?:|ftp:)?//", re.IGNORECASE)
@@ -98,6 +108,29 @@ def browser(html: Path, widths: tuple[int, ...] = (390, 1280)) -> list[str]:
     return found
 
 
+def accessible(html: Path, paths: Iterable[Path], scheme: Literal["light", "dark"]) -> list[str]:
+    """What axe-core finds serious or critical on pages in one colour scheme.
+
+    Each as ``page in scheme: rule: element``. Everything folded is opened before.
+    """
+    found: list[str] = []
+    with opened(color_scheme=scheme) as context:
+        page = context.new_page()
+        for path in paths:
+            page.goto(path.as_uri())
+            page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+            page.add_script_tag(path=AXE)
+            result = page.evaluate("axe.run({resultTypes: ['violations']})")
+            here = f"{path.relative_to(html)} in {scheme}"
+            found += [
+                f"{here}: {violation['id']}: {node['target'][-1]}"
+                for violation in result["violations"]
+                if violation["impact"] in ("serious", "critical")
+                for node in violation["nodes"]
+            ]
+    return found
+
+
 def search(html: Path, words: str) -> list[str]:
     """The titles that the book's own search lists for ``words``."""
     with _browser() as chrome:
@@ -105,6 +138,16 @@ def search(html: Path, words: str) -> list[str]:
         page.goto(f"{(html.resolve() / 'search.html').as_uri()}?{urlencode({'q': words})}")
         page.get_by_text("Search finished").or_(page.get_by_text("did not match")).wait_for()
         return page.locator("#search-results li > a").all_inner_texts()
+
+
+@contextmanager
+def opened(width: int = 1280, **options: Any) -> Iterator[BrowserContext]:
+    """A browser without the internet; ``options`` are those of Playwright's context."""
+    with _browser() as chrome:
+        size: ViewportSize = {"width": width, "height": 900}
+        context = chrome.new_context(viewport=size, offline=True, **options)
+        context.set_default_timeout(60_000)
+        yield context
 
 
 @contextmanager

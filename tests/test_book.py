@@ -1,16 +1,18 @@
 """The book as a reader gets it: built with warnings as errors, offline, legible."""
 
 import html
+import importlib
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pages
 import pytest
 import yaml
 
-from ethalign import book, config, study, tables
+from ethalign import book, claims, config, study, tables
 from ethalign.config import ROOT
 
 needs_chromium = pytest.mark.skipif(
@@ -28,7 +30,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     hidden = shutil.ignore_patterns("_runs", "_generated", "__pycache__")
     for name in ("book", "notebooks"):
         shutil.copytree(ROOT / name, home / name, ignore=hidden)
-    shutil.copy(ROOT / "_config.yml", home)
+    for name in ("_config.yml", "CITATION.cff"):
+        shutil.copy(ROOT / name, home)
     for name in ("ethalign", "configs", "results", "tests"):
         (home / name).symlink_to(ROOT / name)
     jobs = [j for n in config.studies() for j in study.plan(n, (), "smoke", runs=runs)]
@@ -192,3 +195,96 @@ def test_a_browser_finds_what_is_wrong_with_a_page(tmp_path: Path) -> None:
             line = f"{number}.html at {width} px: {name}"
             assert any(x.startswith(line) for x in found) == wanted, (line, found)
     assert not [x for x in found if x.startswith("good.html")]
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_keeps_a_reader_out(built: Path, scheme: Literal["light", "dark"]) -> None:
+    """No serious or critical violation of WCAG, with everything folded opened."""
+    assert pages.accessible(built, pages.pages(built), scheme) == []
+
+
+@needs_chromium
+def test_what_keeps_a_reader_out_is_found(tmp_path: Path) -> None:
+    page = "<!doctype html><html lang='en'><title>A page</title><main><h1>A page</h1>{}</main>"
+    faults = {
+        "image-alt": "<img src='data:,'>",
+        "color-contrast": "<details>A<p style='color: #aaa; background: #fff'>faint</p></details>",
+        "button-name": "<button></button>",
+    }
+    for name, fault in faults.items():
+        (tmp_path / f"{name}.html").write_text(page.format(fault))
+    (tmp_path / "good.html").write_text(page.format("<p>Good.</p>"))
+    found = pages.accessible(tmp_path, sorted(tmp_path.glob("*.html")), "light")
+    assert [line.split(": ")[:2] for line in found] == [
+        [f"{name}.html in light", name] for name in sorted(faults)
+    ]
+
+
+def test_the_theme_is_mended_for_screen_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    about = importlib.import_module("about")
+    table = "<table><thead><tr><th></th><th class='h'>a</th></tr></thead><tbody><tr><th>1</th>"
+    page = (
+        '<summary><span class="toctree-toggle" role="presentation"></span></summary>'
+        '<i class="theme-switch fa-sun" title="Light"></i>'
+        '<button class="btn search-button-field" title="Search" aria-label="Search">'
+        f'<div class="output text_html">{table}<td>2</td></tr></tbody></table></div>'
+    )
+    once = about.mend(page)
+    assert once.count('scope="col"') == 2
+    assert once.count('scope="row"') == 1
+    assert '<div class="output text_html" tabindex="0"' in once
+    assert '<summary aria-label="' in once
+    assert '<i aria-hidden="true" class="theme-switch' in once
+    assert '"Search" aria-label' not in once
+    assert about.mend(once) == once
+
+
+def test_every_page_says_what_was_run_and_how_to_cite_it(built: Path) -> None:
+    cited = config.read_yaml(ROOT / "CITATION.cff")
+    for path in pages.pages(built):
+        text = html.unescape(path.read_text(encoding="utf-8"))
+        if path.name in ("genindex.html", "search.html"):
+            continue
+        assert "What was run." in text, path
+        assert "@software{ethalign" in text, path
+        assert f"version = {{{cited['version']}}}" in text, path
+        tags = dict(re.findall(r'<meta (?:name|property)="([\w:]+)" content="([^"]*)"', text))
+        assert tags["citation_author"] == "The ethalign authors"
+        assert tags["og:title"] in text.partition("<title>")[2]
+        for link in re.findall(r'<a href="([^"]+)" download>', text):
+            assert (path.parent / link).is_file(), (path, link)
+    rows = re.findall(r"<td>smollm2-135m-instruct</td>", text_of(built, "reasons/index.html"))
+    assert len(rows) == len([*ROOT.glob("results/reasons/small/smollm2-135m-instruct/*/*")])
+    assert "data/reasons-metrics.csv" in text_of(built, "_runs/reasons/evaluate-LR.html")
+    assert "notebooks/reasons/evaluate.ipynb" in text_of(built, "_runs/reasons/evaluate-LR.html")
+
+
+def text_of(built: Path, name: str) -> str:
+    return (built / name).read_text(encoding="utf-8")
+
+
+def test_every_claim_has_an_address(built: Path) -> None:
+    for name in config.studies():
+        page = text_of(built, f"{name}/index.html")
+        for claim in claims.load(name):
+            assert page.count(f'id="claim-{claim.id}"') == 1, claim.id
+
+
+@needs_chromium
+@pytest.mark.parametrize("name", config.studies())
+def test_predictions_are_explored_in_the_book(built: Path, name: str) -> None:
+    with pages.opened() as context:
+        page = context.new_page()
+        page.goto((built / name / "explorer.html").as_uri())
+        page.wait_for_selector(f"#{name}-reference[data-ready]")
+        link = page.locator(f"#{name}-reference .explorer-rows tbody a").nth(20)
+        link.click()
+        panel = page.locator(f"#{name}-reference .explorer-item")
+        assert panel.locator("h3").inner_text() == link.inner_text()
+        assert panel.locator("tbody tr").count() > 1
+
+
+def test_the_book_is_small(built: Path) -> None:
+    assert sum(path.stat().st_size for path in built.rglob("*") if path.is_file()) < 25e6

@@ -17,6 +17,7 @@ COMMANDS = [
     "datasets",
     "models",
     "book",
+    "explore",
     "compare",
     "claims",
     "verify",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from ethalign.ambiguity import claims, data, encode, evaluate, finetune
 from ethalign.ambiguity.settings import Run
 from ethalign.config import PACE, UserError
-from ethalign.study import Rows, Stage, Study
+from ethalign.study import Rows, Shown, Stage, Study
 
 BASE = "ceiling"
 _TRAIN = tuple(f"data.{key}" for key in ("source", "train", "limit_train", "shuffle_labels"))
@@ -134,4 +136,17 @@ STUDY = Study(
     claims=claims.contrast,
     measure=measure,
     facts=finetune.facts,
+    shown=Shown(
+        fields={
+            **{"part": "part", "stratum": "stratum", "gold": "most say"},
+            **{"votes1": "votes 1", "votes2": "votes 2"},
+        },
+        share=lambda rows: evaluate.probabilities(rows)[:, 0],
+        of="the first answer",
+        texts=lambda run: pd.concat(
+            table.assign(part=part, dataset=table.attrs["dataset"])
+            for part, table in data.tests(run).items()
+        ),
+        words={"first": "first action", "second": "second action", "title": "title"},
+    ),
 )

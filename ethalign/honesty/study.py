@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from ethalign import endpoint, models
 from ethalign.config import PACE, ROOT, UserError
 from ethalign.honesty import claims, data, evaluate, finetune, judges, knowledge
 from ethalign.honesty.settings import Run
 from ethalign.honesty.targets import METHODS
-from ethalign.study import Rows, Stage, Study
+from ethalign.study import Rows, Shown, Stage, Study
 
 BASE = "knowledge"
 JUDGE = (
@@ -54,6 +57,13 @@ def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     """Rows of ``metrics.json`` from the records in a folder."""
     rows = knowledge.measure if run.variant == BASE else evaluate.measure
     return rows(run, folder, before)
+
+
+def worded(run: Run) -> pd.DataFrame:
+    """Everything that a run asks, in words."""
+    asked = pd.DataFrame(evaluate.inquiries(run, data.tests(run)))
+    more = data.requests(run.honesty.requests).assign(part="requests", dataset="requests")
+    return pd.concat([asked, more])
 
 
 STUDY = Study(
@@ -172,4 +182,12 @@ STUDY = Study(
     claims=claims.contrast,
     measure=measure,
     facts=claims.facts,
+    shown=Shown(
+        fields={"dataset": "data", "part": "part"},
+        share=lambda rows: np.exp(rows["logp"].to_numpy(float)),
+        of="its own answer, per token",
+        texts=worded,
+        words={"question": "question", "answers": "accepted answers"},
+        wrote="answer",
+    ),
 )

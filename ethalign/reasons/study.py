@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+from scipy.special import expit
+
 from ethalign.reasons import baselines, claims, data, evaluate, finetune, scores
 from ethalign.reasons.settings import Run
-from ethalign.study import Rows, Stage, Study
+from ethalign.study import Rows, Shown, Stage, Study
 
 _TRAIN = "source train test columns labels limit_train drop_shared repair_encoding shuffle_labels"
 
@@ -106,4 +109,13 @@ STUDY = Study(
     claims=claims.contrast,
     measure=measure,
     facts=claims.facts,
+    shown=Shown(
+        fields={"dataset": "data", "stratum": "stratum", "gold": "people say"},
+        share=lambda rows: expit(scores.margins(rows)) if "logp_ethical" in rows else None,
+        of="unethical",
+        texts=lambda run: pd.concat(data.tests(run).values()),
+        words={"statement": "statement", "reason": "people's reason"},
+        wrote="reason",
+        flagged=("ethos",),
+    ),
 )

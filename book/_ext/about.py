@@ -1,0 +1,202 @@
+"""What stands at the end of every page, and in its head: what was run, how to cite it, its files.
+
+The run is that of the page's own notebook where it has one; else the committed reference runs of
+its study. Scholar and Open Graph tags say the same to machines.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+from ethalign import config, results
+from ethalign.config import ROOT
+
+# What the theme's templates leave to be desired, and what to put there; none matches twice.
+FOCUSABLE = ' tabindex="0" role="group" aria-label="Table"'
+THEME = [
+    (r'<summary>(?=<span class="toctree-toggle)', '<summary aria-label="Pages below">'),
+    (r'<i (?=class="theme-switch )', '<i aria-hidden="true" '),
+    (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
+    (r'(search-button-field[^>]*?) aria-label="Search"', r"\1"),
+    (r'(<div class="(?:pst-scrollable-table-container|output text_html)")>', rf"\1{FOCUSABLE}>"),
+]
+PLAIN_HEAD = re.compile(r"<th\b((?:(?!scope=)[^>])*)>")
+# A description for machines is no longer than this.
+MOST = 200
+
+
+@functools.cache
+def citation() -> dict[str, Any]:
+    """``CITATION.cff``."""
+    return dict(config.read_yaml(ROOT / "CITATION.cff"))
+
+
+def authors() -> list[str]:
+    """The names in ``CITATION.cff``."""
+    return [
+        str(a.get("name") or f"{a['given-names']} {a['family-names']}")
+        for a in citation()["authors"]
+    ]
+
+
+def bibtex(year: str) -> str:
+    """The companion as an entry of a bibliography."""
+    cited = citation()
+    fields = {
+        "title": f"{{{cited['title']}}}",
+        "author": " and ".join(f"{{{name}}}" for name in authors()),
+        "year": year,
+        "version": cited["version"],
+        "license": cited["license"],
+    }
+    if "repository-code" in cited:
+        fields["url"] = cited["repository-code"]
+    lines = "".join(f"  {key} = {{{value}}},\n" for key, value in fields.items())
+    return f"@software{{ethalign{year},\n{lines}}}"
+
+
+@functools.cache
+def reference(study: str) -> list[tuple[str, ...]]:
+    """Reference runs of a study: model, seed, variant, data by hash, device, seconds, commit."""
+    rows = []
+    for path in sorted((results.RESULTS / study / "small").glob("*/*/*/run.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        stages = record["stages"].values()
+        data = {f"{k} {v[:8]}" for stage in stages for k, v in stage.get("data", {}).items()}
+        devices = {stage["model"]["device"] for stage in stages if "model" in stage}
+        seconds = sum(stage["seconds"] for stage in stages)
+        place = path.parent
+        told = (", ".join(sorted(data)), ", ".join(sorted(devices)), f"{seconds:,.0f}")
+        names = (place.parent.parent.name, place.name, place.parent.name)
+        rows.append((*names, *told, record["commit"]))
+    return rows
+
+
+def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
+    """The HTML at the end of a page; ``path_to`` makes an address relative, ``root`` is built."""
+    folder = page.removeprefix("_runs/").split("/")[0]
+    studies = [folder] if folder in config.studies() else config.studies()
+    stage = page.split("/")[-1].partition("-")[0]
+    own = page.startswith("_runs/")
+    ran = "The notebook of this page was executed; its line <em>Run</em> says what on."
+    if not own:
+        ran = "Nothing was run for this page. Numbers on it are those of the reference runs."
+    tables = []
+    if len(studies) == 1 and (rows := reference(folder)):
+        heads = ["model", "seed", "variant", "data by SHA-256", "device", "seconds", "commit"]
+        cells = [f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in row)}</tr>" for row in rows]
+        tables = [
+            "<details><summary>The reference runs</summary>",
+            '<div class="pst-scrollable-table-container" tabindex="0" role="region"'
+            ' aria-label="The reference runs"><table class="table"><thead><tr>',
+            "".join(f'<th scope="col">{head}</th>' for head in heads),
+            f"</tr></thead><tbody>{''.join(cells)}</tbody></table></div></details>",
+        ]
+    files = []
+    if own and (root / "notebooks" / folder / f"{stage}.ipynb").is_file():
+        files.append((f"notebooks/{folder}/{stage}.ipynb", "this page's notebook"))
+    for name in studies:
+        for kind, label in (
+            ("metrics.csv", f"{name}: every metric (CSV)"),
+            ("predictions.csv.gz", f"{name}: every prediction (CSV, gzip)"),
+        ):
+            if (root / "data" / f"{name}-{kind}").is_file():
+                files.append((f"data/{name}-{kind}", label))
+    links = "".join(
+        f'<li><a href="{escape(path_to(path, 1))}" download>{escape(label)}</a></li>'
+        for path, label in files
+    )
+    cited = citation()
+    told = f"{', '.join(authors())} ({year}). {cited['title']}. Version {cited['version']}."
+    return (
+        '<section class="about" aria-labelledby="about-this-page">'
+        '<h2 id="about-this-page">About this page</h2>'
+        f"<p><strong>What was run.</strong> {ran}</p>{''.join(tables)}"
+        f"<p><strong>How to cite it.</strong> {escape(told)} Please cite the papers as well: "
+        f'<a href="{escape(path_to("bibliography"))}">Bibliography</a>.</p>'
+        f'<details><summary>BibTeX</summary><pre tabindex="0">{escape(bibtex(year))}</pre>'
+        "</details>"
+        + (f"<p><strong>To take along.</strong></p><ul>{links}</ul>" if links else "")
+        + "</section>"
+    )
+
+
+def tags(title: str, about: str, year: str, *, first: bool) -> str:
+    """Tags for Scholar and for links that are shared (Open Graph)."""
+    site = str(citation()["title"])
+    pairs = [("name", "citation_title", title if not first else site)]
+    pairs += [("name", "citation_author", name) for name in authors()]
+    pairs += [
+        ("name", "citation_publication_date", year),
+        ("name", "citation_language", "en"),
+        ("name", "description", about),
+        ("property", "og:title", title),
+        ("property", "og:description", about),
+        ("property", "og:type", "website" if first else "article"),
+        ("property", "og:site_name", "ethalign"),
+    ]
+    return "".join(
+        f'\n<meta {kind}="{key}" content="{escape(text)}">' for kind, key, text in pairs if text
+    )
+
+
+def description(doctree: nodes.document) -> str:
+    """The first paragraph of a page that says something, cut at a word."""
+    for paragraph in doctree.findall(nodes.paragraph):
+        text = " ".join(paragraph.astext().split())
+        if len(text) > 60:
+            return text if len(text) <= MOST else f"{text[:MOST].rpartition(' ')[0]} …"
+    return ""
+
+
+def add(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Put both into a page that comes from a text."""
+    if doctree is None or app.builder.format != "html":
+        return
+    title = nodes.Text(context["title"]).astext()
+    year, first = str(app.config.copyright), page == app.config.root_doc
+    root = Path(app.srcdir) / "_generated" / "files"
+    context["body"] += end(page, context["pathto"], root, year)
+    context["metatags"] += tags(title, description(doctree), year, first=first)
+
+
+def mend(text: str) -> str:
+    """A written page whose theme says to a screen reader what it shows to the eye.
+
+    Toggles of the contents get a name, icons are not read out, cells at the head of a column or
+    row say of which, and tables that scroll can be reached by keyboard.
+    """
+    for old, new in THEME:
+        text = re.sub(old, new, text)
+    for part, scope in (("thead", "col"), ("tbody", "row")):
+        whole = re.compile(rf"<{part}\b.*?</{part}>", re.DOTALL)
+        head = rf'<th scope="{scope}"\1>'
+        text = whole.sub(lambda found, h=head: PLAIN_HEAD.sub(h, found[0]), text)
+    return text
+
+
+def mend_all(app: Sphinx, error: Exception | None) -> None:
+    """``mend`` every page that was written."""
+    if error or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        if "_static" not in path.parts:
+            text = path.read_text(encoding="utf-8")
+            if (mended := mend(text)) != text:
+                path.write_text(mended, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect to the writing of pages."""
+    app.connect("html-page-context", add)
+    app.connect("build-finished", mend_all)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
