@@ -322,7 +322,7 @@ def with_adapter(settings: Model, adapter: Path | None, *, seed: int = 0) -> mod
     loaded = models.load(wide, seed=seed)
     try:
         # Adapters are read where the model is, which need not be the fastest device there is.
-        place = {"torch_device": loaded.device}
+        place: Any = {"torch_device": loaded.device}
         model: Any = PeftModel.from_pretrained(loaded.model, adapter, **place)
         with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
             fits = {*file.keys()} == {
