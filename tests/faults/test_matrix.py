@@ -684,7 +684,8 @@ def server_strange(scene: Scene) -> Seen:
     with serving() as server:
         settings = config.Endpoint(url=server.url, retries=0, timeout=0.5, per_minute=100_000)
         asking = endpoint.Client(settings, "m")
-        for fault in (*STRANGE, "drip", "cut", 307):
+        faults: list[int | str] = [*STRANGE, "drip", "cut", 307]
+        for fault in faults:
             server.script = [fault]
             seen = refused(lambda: asking.complete(["a"], 5), server.url, "gave no answer")
     return seen
