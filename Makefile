@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: book lab test check fetch slurm clean
+.PHONY: book lab test check fetch slurm sbom clean
 
 book: $(READY)
 	$(BIN)/ethalign book
@@ -25,6 +25,13 @@ fetch: $(READY)
 slurm: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cluster]"
 	VENV=$(VENV) tests/slurm.sh
+
+# What is installed, with versions and licences, as a CycloneDX bill of materials.
+sbom: $(READY)
+	$(PYTHON) -m venv _build/sbom
+	_build/sbom/bin/pip install --quiet --disable-pip-version-check "cyclonedx-bom>=7,<8"
+	_build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml \
+	  --output-file _build/sbom.cdx.json $(BIN)/python
 
 # torch first: on Linux a range would bring gigabytes of CUDA to machines without a GPU.
 $(READY): pyproject.toml constraints.txt

@@ -30,6 +30,7 @@ from ethalign.study import Job
 
 BOOK = ROOT / "book"
 GENERATED = BOOK / "_generated"
+FAULTS = ROOT / "tests" / "faults" / "matrix.yaml"
 
 
 def build(jobs: Sequence[Job]) -> Path:
@@ -106,6 +107,7 @@ def _generate(*, whole: bool) -> None:
         records.write(GENERATED / f"{name}-glance.md", glance)
         records.write(GENERATED / f"{name}-variants.md", tables.variants(name))
     records.write(GENERATED / "effects.md", effects())
+    records.write(GENERATED / "faults.md", fault_table())
 
 
 def effects() -> str:
@@ -175,7 +177,7 @@ def _inputs() -> str:
     """Everything that the book is made of; what is generated follows from the rest."""
     files = [p for p in BOOK.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files = [p for p in files if p.parent != GENERATED or p.name == "toc.yml"]
-    files += [ROOT / "_config.yml", *(ROOT / "ethalign").rglob("*.py")]
+    files += [ROOT / "_config.yml", FAULTS, *(ROOT / "ethalign").rglob("*.py")]
     files += (ROOT / "configs").rglob("*.yaml")
     files += [p for p in results.RESULTS.rglob("*.json*") if p.is_file()]
     return "".join(f"{os.path.relpath(p, ROOT)} {sources.sha256(p)}\n" for p in sorted(files))
@@ -199,6 +201,17 @@ def parameter_table() -> str:
         for (name, kind, shown, about), readers in sorted(rows.items(), key=lambda r: r[0][0])
     ]
     return tables.markdown(["parameter", "type", "default", "meaning", "read by"], body)
+
+
+def fault_table() -> str:
+    """Every fault that the tests provoke, where it strikes, and what becomes of it."""
+    heads = ["what goes wrong", "where", "what happens", "the same in the end"]
+    same = {True: "yes", False: "no", None: ""}
+    rows = [
+        (records.plain(row["fault"]), row["stage"], row["outcome"], same[row["equal"]])
+        for row in config.read_yaml(FAULTS).values()
+    ]
+    return tables.markdown(heads, rows)
 
 
 def _plain(text: str) -> str:

@@ -35,6 +35,8 @@ from pydantic import (
 
 ROOT = Path(__file__).resolve().parents[1]
 Json = dict[str, Any]
+# What the reader of YAML raises; the last five for odd tags such as an empty !!int.
+UNREADABLE = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 # Names of what is never shown.
 SECRET = re.compile("(?:KEY|TOKEN|SECRET|PASSW)", re.I)
 HOST = r"(?:[\w-]{1,63}\.)*[\w-]{1,63}|\[[\da-f:]+\]"
@@ -321,7 +323,7 @@ class _Strict(yaml.SafeLoader):
 def _yaml(path: Path, mtime: int) -> Json:
     try:
         found = yaml.load(path.read_text(encoding="utf-8"), _Strict) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except UNREADABLE as error:
         said = " ".join(str(error).split())
         raise UserError(f"{path} is not YAML in UTF-8: {said}.") from None
     if not isinstance(found, dict):
@@ -377,7 +379,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text!r} is not key=value; write for example tuning.lr=1e-4.")
     try:
         parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except UNREADABLE:
         parsed = value
     if isinstance(parsed, str):
         # YAML 1.1 takes 1e-4 for a string; a person means the number.

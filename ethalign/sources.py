@@ -25,8 +25,8 @@ from ethalign.config import ROOT, UserError, read_yaml
 # What an archive may hold; the largest of ours has a quarter of it.
 MEMBERS, LARGEST = 100_000, 4 * 2**30
 # What readers of archives raise, for an encrypted member or an odd method too.
-BROKEN = (OSError, EOFError, RuntimeError, ValueError, zlib.error, lzma.LZMAError)
-BROKEN += (zipfile.BadZipFile, tarfile.TarError)
+BROKEN: tuple[type[Exception], ...] = (OSError, EOFError, RuntimeError, ValueError, zlib.error)
+BROKEN += (lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, UserError)
 
 
 class Source(NamedTuple):
@@ -153,7 +153,7 @@ def _download(source: Source, target: Path) -> None:
         half = Path(scratch) / target.name
         try:
             _extract(got, source.member, half) if source.member else shutil.copyfile(got, half)
-        except (*BROKEN, UserError) as error:
+        except BROKEN as error:
             got.unlink(missing_ok=True)
             why = " ".join(str(error).split())
             raise UserError(f"{source.url} could not be unpacked ({why}); run again.") from None
@@ -193,11 +193,8 @@ def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
         with zipfile.ZipFile(archive) as packed:
             for member in packed.infolist():
                 if not member.is_dir():
-                    opened = functools.partial(packed.open, member)
-                    yield member.filename, member.file_size, opened
+                    yield member.filename, member.file_size, functools.partial(packed.open, member)
     else:
-        with tarfile.open(archive) as packed:
-            for member in packed:
-                if member.isreg():
-                    opened = functools.partial(packed.extractfile, member)
-                    yield member.name, member.size, opened
+        with tarfile.open(archive) as tar:
+            for entry in filter(tarfile.TarInfo.isreg, tar):
+                yield entry.name, entry.size, functools.partial(tar.extractfile, entry)

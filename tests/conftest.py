@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -40,26 +43,50 @@ def fresh_tiny() -> models.Loaded:
 
 
 def command(
-    *arguments: str | Path, cwd: Path = ROOT, code: str = "", **environment: str
+    *arguments: str | Path,
+    cwd: Path = ROOT,
+    code: str = "",
+    within: Sequence[str] = (),
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """The command line (or a program) of the project in ``cwd``; its result as text."""
+    """The command line (or a program) of the project in ``cwd``; its result as text.
+
+    ``within`` is a command that starts it, such as ``offline``.
+    """
     call = ["-c", code] if code else ["-m", "ethalign.cli", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(cwd), **environment}
-    return subprocess.run(
-        [sys.executable, *call], capture_output=True, text=True, env=env, cwd=cwd, check=False
-    )
+    call = [*within, sys.executable, *call]
+    return subprocess.run(call, capture_output=True, text=True, env=env, cwd=cwd, check=False)
+
+
+@functools.cache
+def offline() -> tuple[str, ...]:
+    """A command that starts another one where there is no network but the machine itself.
+
+    Empty where the system does not let everybody have that.
+    """
+    call = ("unshare", "-rn", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')
+    with contextlib.suppress(OSError):
+        if not subprocess.run([*call, "true"], capture_output=True, check=False).returncode:
+            return call
+    return ()
 
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every study has run; parallel workers share it, and none alters it."""
+    """A folder in which every study has run; parallel workers share it, and none alters it.
+
+    What is packaged is fetched first; the runs themselves have no network where that can be.
+    """
     # The temporary folder of a worker lies in that of all; without workers it is the one of all.
     home = tmp_path_factory.getbasetemp()
     home = home.parent if os.environ.get("PYTEST_XDIST_WORKER") else home
     folder, done = home / "shared-runs", home / "shared-runs.done"
     with FileLock(home / "shared-runs.lock"):
         for name in [] if done.exists() else config.studies():
-            ran = command("run", name, "--scale", "smoke", "--runs", folder)
+            models.packaged("minilm-l6")
+            call = ("run", name, "--scale", "smoke", "--runs", folder)
+            ran = command(*call, within=offline())
             assert ran.returncode == 0, ran.stdout + ran.stderr
             assert f"{len(study.plan(name, (), 'smoke'))} notebooks executed" in ran.stdout
         done.touch()

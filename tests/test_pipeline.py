@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import command
+from conftest import command, offline
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -63,6 +63,16 @@ def test_every_run_directory_holds_what_the_contract_promises(home: Path) -> Non
         assert (shares["value"] <= shares["high"]).all()
         tuned = (folder / "adapter" / "adapter_model.safetensors").is_file()
         assert tuned == (variant != "pretrained")
+
+
+def test_every_study_runs_without_a_network(runs: Path) -> None:
+    """The shared runs were made so; here, that there was none indeed."""
+    if not offline():
+        pytest.skip("this system gives no network of one's own")
+    reach = "import socket; socket.create_connection(('192.0.2.1', 80), 5)"
+    done = command(code=reach, within=offline())
+    assert "Network is unreachable" in done.stderr
+    assert {path.name for path in runs.iterdir()} >= {*config.studies()}
 
 
 @pytest.mark.parametrize("name", config.studies())

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import errno
 import html
+import importlib
+import inspect
 import json
 import math
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -27,6 +30,7 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file, save_file
 from servers import STRANGE, serving
 
+import ethalign
 from ethalign import (
     code,
     config,
@@ -423,6 +427,15 @@ def page_altered(scene: Scene) -> Seen:
 def page_names_a_place(scene: Scene) -> Seen:
     page = _page(scene)
     assert json.loads(page.read_text())["metadata"]["papermill"] == {"duration": 1.0}
+    note = json.loads((scene.calm / "adapter" / "adapter_config.json").read_text())
+    assert note["base_model_name_or_path"] == "random-tiny"
+    for path in (scene.calm / "adapter").iterdir():
+        assert str(sources.cache()).encode() not in path.read_bytes(), path
+    for found in pkgutil.walk_packages(ethalign.__path__, "ethalign."):
+        for name, value in inspect.getmembers(importlib.import_module(found.name)):
+            if inspect.isfunction(value) and value.__module__ == found.name:
+                defaults = str(inspect.signature(value))  # the API in the book shows them
+                assert str(config.ROOT) not in defaults, f"{found.name}.{name}"
     return ("named" if str(scene.home) in page.read_text() else "left out"), None
 
 
@@ -684,7 +697,8 @@ def server_strange(scene: Scene) -> Seen:
     with serving() as server:
         settings = config.Endpoint(url=server.url, retries=0, timeout=0.5, per_minute=100_000)
         asking = endpoint.Client(settings, "m")
-        for fault in (*STRANGE, "drip", "cut", 307):
+        faults: list[int | str] = [*STRANGE, "drip", "cut", 307]
+        for fault in faults:
             server.script = [fault]
             seen = refused(lambda: asking.complete(["a"], 5), server.url, "gave no answer")
     return seen
