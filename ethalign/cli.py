@@ -48,14 +48,27 @@ def run(
     cores: Cores = None,
     profile: Profile = None,
     runs: Runs = "runs",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="what it would need, and whether that is here")
+    ] = False,
 ) -> None:
     """Run a study: whatever is missing or out of date, and nothing else.
 
     Example: ethalign run reasons --scale tiny --set tuning.epochs=1
     """
-    from ethalign import pipeline
+    from ethalign import estimate, pipeline
+    from ethalign.study import plan
 
     config.choose("study", study, config.studies())
+    if dry_run:
+        own = _pairs([*(settings or []), *context.args])
+        jobs = plan(study, variant or (), scale, seed, own, runs, stage)
+        for job in jobs:
+            job.study.preflight(job.run)
+            pipeline.preflight(job, here=profile is None)
+        for line in estimate.lines(jobs):
+            typer.echo(line)
+        return
     count = pipeline.run(
         [study],
         variants=variant or [],

@@ -179,6 +179,15 @@ def device_name(device: str) -> str:
     return f"{device} ({torch.get_num_threads()} threads)" if device == "cpu" else device
 
 
+def capacity(device: str) -> int:
+    """Bytes of memory that a device has in all."""
+    import psutil
+    import torch
+
+    gpu = device == "cuda"
+    return int(torch.cuda.mem_get_info()[1] if gpu else psutil.virtual_memory().total)
+
+
 def has_four_bits(device: str) -> bool:
     """Can weights be held in four bits here?"""
     return device != "mps" and importlib.util.find_spec("bitsandbytes") is not None
@@ -186,8 +195,6 @@ def has_four_bits(device: str) -> bool:
 
 def examine() -> Iterator[str]:
     """What this machine can run, a line each."""
-    import torch
-
     device, why = choose_device("auto")
     _, because = choose_dtype("auto", device)
     yield f"processor: {os.cpu_count()} cores; {why}; {because}"
@@ -196,9 +203,9 @@ def examine() -> Iterator[str]:
     yield f"disk: {free:.0f} GB free (tiny needs 2, small 3, paper 60)"
     yield "scales smoke and tiny: yes"
     four = has_four_bits(device)
-    fits = four and torch.cuda.get_device_properties(0).total_memory / 1e9 >= 20
+    fits = four and device == "cuda" and capacity(device) / 1e9 >= 20
     needs = "no; it needs an NVIDIA GPU with 24 GB and bitsandbytes"
-    yield f"scale paper: {'yes' if fits else needs}"
+    yield f"scale paper: {'yes' if fits else needs}; ask `ethalign run STUDY --dry-run`"
 
 
 def need_four_bits(device: str) -> None:

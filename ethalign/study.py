@@ -101,6 +101,8 @@ class Study(NamedTuple):
     datasets: Mapping[str, Callable[..., pd.DataFrame]] = {}
     #: Refuses what can be refused before anything is loaded; here: on this machine.
     preflight: Callable[[Any], None] = lambda run: None
+    #: Rows that a stage works through, of a fine-tuning in all epochs; for estimates of its time.
+    work: Callable[[Any, str], int] = lambda run, stage: 0
     #: Variants and other predictors in the order of tables and figures.
     order: tuple[str, ...] = ()
     #: Variant to the one that a paper's step starts from.

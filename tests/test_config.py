@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -137,4 +138,34 @@ def test_paper_scales_hold_the_authors_settings() -> None:
     assert mistral.model.double_quantization
     assert mistral.tuning.packing
     assert mistral.prompt.literal_bos
-    assert mistral.model.tokenizer == "mistralai/Mistral-7B-v0.1"
+    assert mistral.model.tokenizer.partition("@")[0] == "mistralai/Mistral-7B-v0.1"
+
+
+def test_the_models_of_a_paper_differ_in_nothing_but_the_model() -> None:
+    for name, others in {
+        "ambiguity": ("paper-llama3", "paper-zephyr"),
+        "honesty": ("paper-7b", "paper-70b"),
+    }.items():
+        variant = config.variants(name)[0]
+        plain, *rest = (config.load(name, variant, scale) for scale in ("paper", *others))
+        assert len({run.model.id for run in (plain, *rest)}) == 3
+        for run in rest:
+            same = {"id": plain.model.id, "revision": plain.model.revision}
+            again = run.model_copy(
+                update={"scale": "paper", "model": run.model.model_copy(update=same)}
+            )
+            assert again == plain
+
+
+def test_what_is_fetched_from_the_hub_is_pinned_where_its_commit_is_known() -> None:
+    unknown = {"NousResearch/Llama-2-13b-chat-hf", "NousResearch/Llama-2-70b-chat-hf"}
+    hub = {"model.id", "model.tokenizer", "baselines.encoder", "honesty.judge_model"}
+    for name in config.studies():
+        for scale in config.read_yaml(config.ROOT / "configs" / name / "scales.yaml"):
+            run = config.load(name, config.variants(name)[0], scale)
+            known = {key for key, *_ in config.parameters(type(run))} & hub
+            for key, found in run.values(known).items():
+                _, _, commit = (found or "").partition("@")
+                commit = commit or (run.model.revision if key == "model.id" else "")
+                free = not found or "/" not in found or found in unknown
+                assert free or re.fullmatch(r"[0-9a-f]{40}", commit or ""), (name, scale, key)

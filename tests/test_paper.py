@@ -6,6 +6,7 @@ What works in four bits with a few hundred thousand weights works in four bits w
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,10 +18,23 @@ import numpy as np
 import peft.peft_model
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
-from ethalign import config, generation, models, prompts, records, scoring, tuning
+from ethalign import (
+    cli,
+    config,
+    estimate,
+    generation,
+    models,
+    prompts,
+    records,
+    scoring,
+    study,
+    tuning,
+)
 from ethalign.config import UserError
 from ethalign.models import Loaded
 from ethalign.reasons import prompts as reasons
@@ -331,3 +345,124 @@ def test_no_device_is_asked_for_numbers_that_it_does_not_have() -> None:
     here.double = lambda: "wide"
     there.cpu = lambda: here
     assert [scoring.wide(values) for values in (there, here)] == ["wide", "wide"]  # type: ignore[arg-type]
+
+
+AT_SCALE = [
+    ("reasons", "paper", "LR", "llama2"),
+    ("reasons", "paper-mistral", "L", "mistral-v1"),
+    ("ambiguity", "paper", "soft", "mistral-v3"),
+    ("ambiguity", "paper-llama3", "hard", "llama3"),
+    ("ambiguity", "paper-zephyr", "verbalised", "zephyr"),
+    ("honesty", "paper", "multisample", "llama2"),
+]
+DEEDS = (
+    *("I lied about money", "We sang a song", "She stole his bread", "Dad taught maths kindly"),
+    *("They burnt my letters", "Our team shared lunch", "He hid from duty", "Mum called back"),
+    *("Someone broke windows", "Nurses stayed awake late", "You mocked a child", "Bob paid rent"),
+)
+ROWS = {
+    "reasons": [
+        "Statement,Label,Reason",
+        *(f"{w} to number {k}.,{k % 2},It is {w} indeed." for k, w in enumerate(DEEDS)),
+    ],
+    "ambiguity": [
+        "action1,action2,votes1,votes2",
+        *(f"keeping {k} of them,giving {k} back,{k % 6},{5 - k % 6}" for k in range(12)),
+    ],
+    "honesty": ["question,answers", *(f"Who wrote book number {k}?,Yes|No" for k in range(6))],
+}
+FEW = {
+    "reasons": {"tuning.epochs": 1, "baselines.folds": 2, "data.cross": False},
+    "ambiguity": {"votes.draws": 10},
+    "honesty": {
+        **{"honesty.own_tries": 1, "honesty.samples": 2, "honesty.requests": 2},
+        "evaluation.max_new_tokens": 6,
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "scale", "variant", "kind"), AT_SCALE)
+def test_a_study_runs_at_the_papers_scale_with_another_model_and_a_few_rows(
+    family: Any, tmp_path: Path, name: str, scale: str, variant: str, kind: str
+) -> None:
+    """From the knowledge or the baselines to the metrics, with nothing but `--set`."""
+    text = "\n".join(ROWS[name]) + "\n"
+    (tmp_path / "train.csv").write_text(text)
+    (tmp_path / "test.csv").write_text(text.replace("number", "No."))
+    model, encoder = str(family(kind)), str(family("roberta" if name == "ambiguity" else "bert"))
+    own: dict[str, Any] = {"model.id": model, "model.revision": None, "model.device": "cpu"}
+    own |= {f"data.{part}": str(tmp_path / f"{part}.csv") for part in ("train", "test")}
+    own |= {"honesty.judge_model": model} if name == "honesty" else {"baselines.encoder": encoder}
+    own |= {"model.tokenizer": model} if scale == "paper-mistral" else {}
+    own |= FEW[name] | {"evaluation.bootstrap": 10}
+    last = study.job(name, "evaluate", variant, scale, 0, own, tmp_path / "runs")
+    last.study.preflight(last.run)
+    last.compute(make=True)
+    rows = json.loads((last.where / "metrics.json").read_text())
+    assert {"accuracy"} <= {row["metric"] for row in rows}
+    facts = records.stages(last.where)
+    assert facts["evaluate"]["model"]["quantization"] == "nf4"
+    assert facts["finetune"]["updates"] > 0
+
+
+def dry(*arguments: str) -> tuple[str, Exception | None]:
+    done = CliRunner().invoke(cli.app, ["run", "reasons", "--dry-run", *arguments])
+    found = done.exception
+    return done.output, found if isinstance(found, Exception) else None
+
+
+def sized(folder: Path, width: int, layers: int, heads: int, shared: int, inner: int) -> Path:
+    """A folder with the configuration of a Llama and next to no weights."""
+    shape: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": layers}
+    shape |= {"num_attention_heads": heads, "num_key_value_heads": shared}
+    transformers.LlamaConfig(**shape, intermediate_size=inner).save_pretrained(folder)
+    save_file({"none": torch.zeros(1)}, folder / "model.safetensors")
+    return folder
+
+
+def test_a_dry_run_says_what_is_needed_and_refuses_what_cannot_fit(
+    tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "capacity", lambda device: int(24e9))
+    monkeypatch.setattr(models, "load", None)
+    here = ["--scale", "paper", "--variant", "L", "--runs", str(tmp_path / "runs")]
+    seven = sized(tmp_path / "7b", 4096, 32, 32, 32, 11008)
+    on = ["--set", f"model.id={seven}", "model.revision=null", "model.device=cpu"]
+    said, error = dry(*here, *on)
+    assert error is None
+    tune, score = (line for line in said.splitlines() if "6.7 billion" in line)
+    assert "reasons finetune L 0" in tune
+    assert re.search(
+        r" 5\.\d to 1\d\.\d GB of 24; [\d.e+]+ h as smollm2-135m-instruct on cpu", tune
+    )
+    assert "reasons evaluate L 0" in score
+    assert "not pinned" not in said
+    assert not (tmp_path / "runs").exists()
+    seventy = sized(tmp_path / "70b", 8192, 80, 64, 8, 28672)
+    _, error = dry(
+        *here, "--set", f"model.id={seventy}", "model.revision=null", "model.device=cpu"
+    )
+    assert isinstance(error, UserError)
+    assert re.search(
+        r"69 billion parameters need 4\d GB at least, .* has 24; set model", str(error)
+    )
+
+
+def test_hours_are_those_of_the_record_where_the_run_is_the_same(mirror: Path) -> None:
+    done = study.job("reasons", "finetune", "LR", "small", 0, {}, config.ROOT / "results")
+    facts = records.stages(done.where)["finetune"]
+    total = estimate.shape(done.run.model).total
+    assert total == pytest.approx(135e6, rel=0.01)
+    found = estimate.hours(done, total, "cpu")
+    assert found is not None
+    assert found[0] == pytest.approx(facts["seconds"] / 3600)
+    assert estimate.hours(done, total, "NVIDIA H200") is None, "nothing was measured there"
+
+
+def test_what_is_not_pinned_is_named() -> None:
+    for scale, expected in (
+        ("paper", ["model.id=NousResearch/Llama-2-13b-chat-hf"]),
+        ("paper-7b", []),
+        ("small", []),
+    ):
+        assert estimate.unpinned(config.load("honesty", "absolute", scale)) == expected

@@ -194,7 +194,6 @@ MISTAKES = [
     (["--variant", "LRR"], "did you mean 'LR'"),
     (["--set", "tuning.lr"], "key=value"),
     (["--profile", "slurmm"], "did you mean 'slurm'"),
-    (["--set", "model.quantization=nf4"], "needs an NVIDIA GPU and bitsandbytes"),
     (["--scale", "paper-mistral", "--set", "seed=3"], "seed is not set by --set"),
     (["--runs", ""], "is no folder for runs"),
     (["--runs", "a{b}"], "is no folder for runs"),

@@ -29,6 +29,13 @@ def preflight(run: Run) -> None:
         raise UserError("joined rows have no shares of votes; choose tuning.packing=false.")
 
 
+def work(run: Run, stage: str) -> int:
+    """Rows to tune on, or to score."""
+    rows = data.splits(run)
+    tuning = stage == "finetune"
+    return run.tuning.epochs * len(rows.train) if tuning else len(rows.held_out) + len(rows.test)
+
+
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     """Rows of ``metrics.json`` from the records in a folder, and of the ceiling from votes."""
     bounds = encode.bounds(run) if run.variant == BASE else []
@@ -86,6 +93,7 @@ STUDY = Study(
     sources=data.SOURCES,
     datasets=dict.fromkeys(data.SPLITS, data.table),
     preflight=preflight,
+    work=work,
     order=(
         *("zero-shot", "authors", *claims.TUNED, *(f"encoder-{loss}" for loss in encode.LOSSES)),
         *(*claims.FLOORS, *claims.CHOSEN),

@@ -53,6 +53,18 @@ def _judge(run: Run) -> dict[str, Path]:
     return {"judge": folder} if run.honesty.judge != "endpoint" and folder.is_dir() else {}
 
 
+def work(run: Run, stage: str) -> int:
+    """Rows to tune on, or answers to write."""
+    pool, own = len(data.pool(run)), run.honesty
+    rows = min(run.tuning.rows or pool, pool)
+    each = own.samples if own.method == "multisample" and not own.merge else 1
+    if stage == BASE:
+        return pool + own.samples * rows
+    if stage == "finetune":
+        return run.tuning.epochs * rows * each
+    return sum(map(len, data.tests(run).values()))
+
+
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
     """Rows of ``metrics.json`` from the records in a folder."""
     rows = knowledge.measure if run.variant == BASE else evaluate.measure
@@ -138,6 +150,7 @@ STUDY = Study(
     sources=data.SOURCES,
     datasets={name: data.table for names in data.SETS.values() for name in names},
     preflight=preflight,
+    work=work,
     order=claims.ORDER,
     before=dict.fromkeys(claims.ORDER[1:-1], "unaligned"),
     main="triviaqa",

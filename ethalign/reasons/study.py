@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.special import expit
 
+from ethalign.data import limit
 from ethalign.reasons import baselines, claims, data, evaluate, finetune, scores
 from ethalign.reasons.settings import Run
 from ethalign.study import Rows, Shown, Stage, Study
@@ -17,6 +18,14 @@ _TRAIN = "source train test columns labels limit_train drop_shared repair_encodi
 def preflight(run: Run) -> None:
     """Refuse tables that are missing or off their schema."""
     data.tests(run)
+
+
+def work(run: Run, stage: str) -> int:
+    """Rows to tune on, or to write an answer for."""
+    if stage == "finetune":
+        return run.tuning.epochs * len(data.tuned(run))
+    most = run.evaluation.limit_generate if run.evaluation.generate else 0
+    return sum(len(limit(test, most, 0)) for test in data.tests(run).values())
 
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
@@ -75,6 +84,7 @@ STUDY = Study(
     sources=data.SOURCES,
     datasets=data.DATASETS,
     preflight=preflight,
+    work=work,
     order=(
         *("chance", *baselines.NAMES, "encoder", "shuffled-words"),
         *("pretrained", "shuffled", "L", "L-leak-free", "LR", "R-then-L"),

@@ -1,0 +1,170 @@
+"""What a run would need, before a model is loaded: memory by its shape, hours by records."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ethalign import models, records
+from ethalign.config import ROOT, Model, Run, UserError, parameters, read_yaml
+from ethalign.study import Job
+
+# Bytes a weight; in four bits with a scale of 4 bytes for 64, or of 1 byte and again 4 for 256.
+BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+FOUR = {False: 0.5 + 4 / 64, True: 0.5 + (1 + 4 / 256) / 64}
+# Intermediate values that one layer keeps for its backward pass, in multiples of its width.
+KEPT = 34
+# Settings that name a model, and how a name ends that carries its commit.
+NAMING, PINNED = ("model.id", "tokenizer", "encoder", "_model"), re.compile(r"@[0-9a-f]{40}$")
+WAY_OUT = "set model.quantization=nf4, choose a smaller model.id, or take a larger machine"
+
+
+class Shape(NamedTuple):
+    """Parameters of a model in all, in its vocabulary and by width; its layers and their cache."""
+
+    total: int
+    vocabulary: int
+    rows: int
+    width: int
+    layers: int
+    cache: int
+    #: Weights of adapters of rank 1, by ``tuning.lora_targets``.
+    adapters: dict[str, int]
+
+
+@functools.lru_cache(maxsize=16)
+def shape(settings: Model) -> Shape:
+    """Of the model that a block ``model`` names, by its configuration alone (Hub: some kB).
+
+    Raises:
+        UserError: a configuration that cannot be had.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    place = models.locate(settings, weights=False)[0]
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    inner, ends = config.get_text_config(), (model.get_input_embeddings(), model.lm_head)
+    heads = getattr(inner, "num_key_value_heads", None) or inner.num_attention_heads
+    width = getattr(inner, "head_dim", None) or inner.hidden_size // inner.num_attention_heads
+    each = {
+        name: m.in_features + m.out_features
+        for name, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and m not in ends
+    }
+    # What PEFT adapts by default in the families of the papers: query and value.
+    few = sum(size for name, size in each.items() if name.endswith(("q_proj", "v_proj")))
+    return Shape(
+        sum(p.numel() for p in model.parameters()),
+        sum(p.numel() for p in {id(m.weight): m.weight for m in ends}.values()),
+        inner.vocab_size,
+        inner.hidden_size,
+        inner.num_hidden_layers,
+        2 * heads * width,
+        {"all-linear": sum(each.values()), "default": few},
+    )
+
+
+def memory(run: Run, found: Shape, dtype: str, *, training: bool) -> tuple[float, float]:
+    """Bytes that are needed whatever the rows, and with rows of ``tuning.max_length`` tokens.
+
+    A tenth is added for fragments. In four bits embeddings are tuned in float32, and of what a
+    layer computes only its input is kept.
+    """
+    four, tuning = run.model.quantization == "nf4", run.tuning
+    each = FOUR[run.model.double_quantization] if four else BYTES[dtype]
+    ends = 4.0 if four and training else BYTES[dtype]
+    weights = (found.total - found.vocabulary) * each + found.vocabulary * ends
+    if not training:
+        places = run.evaluation.batch_size * tuning.max_length
+        # Log-probabilities are worked out in float32, with a copy of the head.
+        least = weights + found.rows * found.width * 4
+        return 1.1 * least, 1.1 * (least + places * found.layers * found.cache * BYTES[dtype])
+    places = tuning.batch_size * tuning.max_length
+    deep = found.layers + KEPT if four else found.layers * KEPT
+    counted = places if tuning.loss == "sequence" else places / 8
+    # Of an adapter: weights, gradients and Adam's two moments.
+    least = weights + tuning.lora_r * found.adapters[tuning.lora_targets] * 16
+    batch = places * deep * found.width * 4 + counted * found.rows * 12
+    return 1.1 * least, 1.1 * (least + batch)
+
+
+def hours(job: Job, total: int, device: str) -> tuple[float, str] | None:
+    """Hours that a job would take on a device, and by which record; None if nothing was measured.
+
+    By the same stage and variant of one's own runs or of the committed results, in proportion to
+    rows and parameters.
+    """
+    stage, work = job.stage.name, job.study.work
+    for home in (job.runs, ROOT / "results"):
+        for path in sorted((home / job.study.name).glob(f"*/*/{job.run.variant}/*/run.json")):
+            facts = records.stages(path.parent).get(stage, {})
+            used = facts.get("model", {})
+            if facts.get("status") != "complete" or _kind(used.get("device", "")) != device:
+                continue
+            then = job.study.run.model_validate(read_yaml(path.parent / "config.yaml"))
+            if rows := work(then, stage):
+                each = facts["seconds"] / rows / shape(then.model).total
+                spent = each * work(job.run, stage) * total / 3600
+                return spent, f"{used['id']} on {used['device']}"
+    return None
+
+
+def _kind(device: str) -> str:
+    return device.partition(" (")[0]
+
+
+def unpinned(run: Run) -> list[str]:
+    """Hub models that a run names without their commit, as ``key=value``."""
+    keys = [key for key, *_ in parameters(type(run)) if key.endswith(NAMING)]
+    found = {key: str(name) for key, name in run.values(keys).items() if name}
+    if run.model.revision:
+        found["model.id"] += f"@{run.model.revision}"
+    return [
+        f"{key}={name}"
+        for key, name in found.items()
+        if "/" in name and not Path(name).is_dir() and not PINNED.search(name)
+    ]
+
+
+def lines(jobs: Iterable[Job]) -> Iterator[str]:
+    """What each job would need, a line each, and what nobody can promise.
+
+    Raises:
+        UserError: a job that does not fit into the memory of this machine; says what to change.
+    """
+    loose: dict[str, None] = {}
+    for job in jobs:
+        run, stage = job.run, job.stage
+        name = f"{job.study.name} {stage.name} {run.variant} {run.seed}"
+        loose |= dict.fromkeys(unpinned(run))
+        if not stage.compute or "model.id" not in stage.models:
+            continue
+        if job.state() == "keep":
+            yield f"{name}: complete"
+            continue
+        served = getattr(getattr(run, "endpoint", None), "url", None)
+        if served and run.model.id not in models.PACKAGED and not Path(run.model.id).is_dir():
+            yield f"{name}: {run.model.id}, perhaps behind {served}; not estimated"
+            continue
+        device = models.choose_device(run.model.device)[0]
+        dtype, _ = models.choose_dtype(run.model.dtype, device)
+        found, here = shape(run.model), models.device_name(device)
+        training = "adapter" in stage.outputs
+        least, most = (b / 1e9 for b in memory(run, found, dtype, training=training))
+        have = models.capacity(device) / 1e9
+        size = f"{run.model.id}, {found.total / 1e9:.2g} billion parameters"
+        if least > have:
+            needs = f"{least:.0f} GB at least, {here} has {have:.0f}"
+            raise UserError(f"{name}: {size} need {needs}; {WAY_OUT}.")
+        room = "" if most < have else ", too much for rows of tuning.max_length"
+        spent = hours(job, found.total, _kind(here))
+        time = f"{spent[0]:.2g} h as {spent[1]}" if spent else f"not measured on {here}"
+        yield f"{name}: {size}, {least:.1f} to {most:.1f} GB of {have:.0f}{room}; {time}"
+    if loose:
+        yield f"not pinned, the newest commit is used and recorded: {', '.join(loose)}"
