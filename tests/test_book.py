@@ -239,6 +239,8 @@ def test_the_theme_is_mended_for_screen_readers(monkeypatch: pytest.MonkeyPatch)
     assert "Light" not in once
     assert '"Search" aria-label' not in once
     assert about.mend(once) == once
+    signature = '<dt>f(<dl>\n<dd><em class="sig-param">x</em>,</dd>\n</dl>)</dt>'
+    assert "<d" not in about.mend(signature).removeprefix("<dt>").replace("<div", "")
 
 
 def test_every_page_says_what_was_run_and_how_to_cite_it(built: Path) -> None:

@@ -29,6 +29,8 @@ THEME = [
     (r'(search-button-field[^>]*?) aria-label="Search"', r"\1"),
     (r'(<div class="(?:pst-scrollable-table-container|output text_html)")>', rf"\1{FOCUSABLE}>"),
 ]
+# The parameters of a long signature: a list of definitions without a term.
+SIGNATURE = re.compile(r'<dl>(\s*<dd><em class="sig-param">.*?)</dl>', re.DOTALL)
 PLAIN_HEAD = re.compile(r"<th\b((?:(?!scope=)[^>])*)>")
 # A description for machines is no longer than this.
 MOST = 200
@@ -177,6 +179,9 @@ def mend(text: str) -> str:
     """
     for old, new in THEME:
         text = re.sub(old, new, text)
+    text = SIGNATURE.sub(
+        lambda found: f'<div class="sig-list">{found[1].replace("dd>", "div>")}</div>', text
+    )
     for part, scope in (("thead", "col"), ("tbody", "row")):
         whole = re.compile(rf"<{part}\b.*?</{part}>", re.DOTALL)
         head = rf'<th scope="{scope}"\1>'
