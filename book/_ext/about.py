@@ -24,11 +24,13 @@ from ethalign.config import ROOT
 FOCUSABLE = ' tabindex="0" role="group" aria-label="Table"'
 THEME = [
     (r'<summary>(?=<span class="toctree-toggle)', '<summary aria-label="Pages below">'),
-    (r'<i (?=class="theme-switch )', '<i aria-hidden="true" '),
+    (r'(<i class="theme-switch [^>]*?)\s+title="[^"]*"', r"\1"),
     (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
     (r'(search-button-field[^>]*?) aria-label="Search"', r"\1"),
     (r'(<div class="(?:pst-scrollable-table-container|output text_html)")>', rf"\1{FOCUSABLE}>"),
 ]
+# The parameters of a long signature: a list of definitions without a term.
+SIGNATURE = re.compile(r'<dl>(\s*<dd><em class="sig-param">.*?)</dl>', re.DOTALL)
 PLAIN_HEAD = re.compile(r"<th\b((?:(?!scope=)[^>])*)>")
 # A description for machines is no longer than this.
 MOST = 200
@@ -172,11 +174,14 @@ def add(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree:
 def mend(text: str) -> str:
     """A written page whose theme says to a screen reader what it shows to the eye.
 
-    Toggles of the contents get a name, icons are not read out, cells at the head of a column or
-    row say of which, and tables that scroll can be reached by keyboard.
+    Toggles of the contents get a name, buttons have the name that can be seen on them, cells at
+    the head of a column or row say of which, and tables that scroll can be reached by keyboard.
     """
     for old, new in THEME:
         text = re.sub(old, new, text)
+    text = SIGNATURE.sub(
+        lambda found: f'<div class="sig-list">{found[1].replace("dd>", "div>")}</div>', text
+    )
     for part, scope in (("thead", "col"), ("tbody", "row")):
         whole = re.compile(rf"<{part}\b.*?</{part}>", re.DOTALL)
         head = rf'<th scope="{scope}"\1>'
