@@ -88,7 +88,8 @@ def findings() -> list[Path]:
             stale.append((notebook, target, stamp, state))
         else:
             pipeline.refresh_prose(target, notebook, target)
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+    # In threads, since kernels of one process never choose each other's ports.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         running = [pool.submit(pipeline.execute, one, two, {}) for one, two, *_ in stale]
         for job, (_, _, stamp, state) in zip(running, stale, strict=True):
             job.result()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import math
 import re
@@ -206,8 +205,6 @@ def test_findings_are_executed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(book, "BOOK", tmp_path)
     monkeypatch.setattr(pipeline, "execute", execute)
-    threads = concurrent.futures.ThreadPoolExecutor
-    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", threads)
     assert len(book.findings()) == len(PAGES) == len(done)
     assert book.findings() == []
     (tmp_path / "_runs" / "reasons" / "findings.ipynb").unlink()
