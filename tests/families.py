@@ -129,8 +129,8 @@ def _causal(family: str, folder: Path) -> None:
 def _byte_level() -> Tokenizer:
     pieces = Tokenizer(kinds.BPE())
     words = pre_tokenizers.Split(Regex(WORDS), "isolated")
-    alphabet = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    pieces.pre_tokenizer = pre_tokenizers.Sequence([words, alphabet])
+    spelt = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pieces.pre_tokenizer = pre_tokenizers.Sequence([words, spelt])
     pieces.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces.train_from_iterator(
@@ -204,7 +204,7 @@ def _roberta(family: str, folder: Path) -> None:
     pieces = _byte_level()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     pieces.add_special_tokens(special)
-    ids = {name: pieces.token_to_id(name) for name in special}
+    ids = {name: pieces.get_vocab()[name] for name in special}
     pieces.post_processor = processors.RobertaProcessing(
         ("</s>", ids["</s>"]), ("<s>", ids["<s>"])
     )

@@ -139,9 +139,10 @@ def test_a_family_is_tuned_killed_resumed_scored_and_asked_in_four_bits(
     texts = [row.prompt for row in asked(name, loaded)]
     found = scoring.choice_logprobs(loaded.model, loaded.tokenizer, texts, CHOICES, batch_size=3)
     assert np.allclose(found, [[plain(loaded, t, c) for c in CHOICES] for t in texts], atol=0.1)
-    model_, ids = loaded.model, loaded.tokenizer(texts[0], return_tensors="pt")
+    whole_model: Any = loaded.model
+    ids: Any = loaded.tokenizer(texts[0], return_tensors="pt")
     with torch.no_grad():
-        greedy: Any = model_.generate(**ids, max_new_tokens=3, do_sample=False)
+        greedy = whole_model.generate(**ids, max_new_tokens=3, do_sample=False)
     new = greedy[0][ids["input_ids"].shape[1] :].tolist()
     written = generation.generate(loaded.model, loaded.tokenizer, texts[:1], max_new_tokens=3)
     assert written == [loaded.tokenizer.decode(new, skip_special_tokens=True)]
@@ -253,7 +254,8 @@ def test_float16_learns_what_float32_learns(family: Any, tmp_path: Path) -> None
         tuning.fit(loaded, asked(name, loaded), how, tmp_path / dtype, seed=0)
         weights = load_file(tmp_path / dtype / "adapter" / "adapter_model.safetensors")
         found.append(torch.cat([v.flatten() for k, v in weights.items() if "lora_B" in k]))
-    assert float(torch.cosine_similarity(*found, dim=0)) > 0.95
+    one, two = found
+    assert float(torch.cosine_similarity(one, two, dim=0)) > 0.95
     scales = [row["scale"] for row in records.read_rows(tmp_path / "float16/train_log.jsonl")]
     assert min(scales) > 1
     assert "scale" not in records.read_rows(tmp_path / "float32/train_log.jsonl")[0]

@@ -61,9 +61,13 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
         rows = cast("Rows", part.assign(answer=part["greedy_pred_text"]).to_dict("records"))
         verdicts = (judge or judges.second(run, where)).right(rows)
         records.write(where / "judged.jsonl", part[["id", "matched"]].assign(judged=verdicts))
+    notes, wanted = [*exact.notes, *quick.notes], run.tuning.rows or 0
+    if len(chosen[0]) < wanted:
+        rare = f"{len(chosen[0])} of the {wanted} rows asked for: as many known as unknown"
+        notes.append(f"{rare} are not among {len(answered)} questions")
     return {
         "model": exact.record,
-        "notes": [*exact.notes, *quick.notes],
+        "notes": notes,
         "answers": len(answered) + run.honesty.samples * sum(map(len, sampled)),
     }
 

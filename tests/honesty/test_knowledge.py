@@ -452,7 +452,9 @@ def test_questions_with_options_can_be_mixed_in(
     options = data.table("options", source="sample").head(3)
     monkeypatch.setattr(data, "mixed", lambda run: options)
     run = probing(honesty__mix=True, honesty__pool=4, honesty__own_tries=1)
-    knowledge.compute(run, tmp_path, {})
+    notes = knowledge.compute(run, tmp_path, {})["notes"]
+    wanted = f"of the {run.tuning.rows} rows asked for: as many known as unknown"
+    assert wanted in notes[-1], "a pool of four questions has fewer, and that is said"
     rows = records.read_rows(tmp_path / "knowledge.jsonl")
     assert {r["id"] for r in rows if "options" in r} == {*options["id"]}
     assert len(rows) > 3
