@@ -9,8 +9,8 @@ def test_a_figure_against_the_votes_shows_the_mean_of_items_with_the_same_votes(
     votes = np.array([0.0, 0.0, 0.4, 0.4, 1.0])
     axes = plots.against(votes, np.array([0.1, 0.3, 0.5, 0.5, 0.9]), "votes", "model")
     (mean, _, _), line = axes.containers[0], axes.lines[-1]
-    np.testing.assert_allclose(mean.get_xydata(), [[0, 0.2], [0.4, 0.5], [1, 0.9]])
-    np.testing.assert_allclose(line.get_xydata(), [[0, 0], [1, 1]])
+    np.testing.assert_allclose(np.asarray(mean.get_xydata()), [[0, 0.2], [0.4, 0.5], [1, 0.9]])
+    np.testing.assert_allclose(np.asarray(line.get_xydata()), [[0, 0], [1, 1]])
 
 
 def test_what_is_possible_is_a_line_at_every_degree_of_disagreement() -> None:
