@@ -19,11 +19,14 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     rows = data.tuned(run)
     facts = tuning.stage(run, where, functools.partial(prompts.examples, run.prompt, rows))
     loaded, first = tuning.with_adapter(run.model, where / "adapter", seed=run.seed), rows[:SHOWN]
-    asked, learned, _ = zip(*prompts.examples(run.prompt, first, loaded.tokenizer), strict=True)
+    shown = prompts.examples(run.prompt, first, loaded.tokenizer)
+    asked = [example.prompt for example in shown]
     answers = generation.generate(
         loaded.model, loaded.tokenizer, asked, max_new_tokens=LENGTH, seed=run.seed
     )
     told = first[["id", "statement", "label"]]
-    told = told.assign(prompt=asked, completion=learned, answer=answers)
+    told = told.assign(
+        prompt=asked, completion=[example.completion for example in shown], answer=answers
+    )
     records.write(where / "answers.jsonl", told)
     return {**facts, "rows": len(rows)}

@@ -226,18 +226,19 @@ def test_too_many_requests_are_refused_before_they_are_sent(
     server: Server, tmp_path: Path
 ) -> None:
     judge = judges.second(behind(server, max_requests=2), tmp_path)
+    rows = [row(question=f"Who wrote part {k}?") for k in range(3)]
     with pytest.raises(UserError, match=r"endpoint\.max_requests is 2"):
-        judge.right([row()] * 3)
+        judge.right(rows)
     assert not server.bodies
     # Counted over all that a run asks, not call by call.
     server.replies = ["no answer"] * 2
-    assert judge.right([row()] * 2) == [False, False]
+    assert judge.right(rows[:2]) == [False, False]
     with pytest.raises(UserError, match=r"needs 3 requests"):
-        judge.right([row()])
+        judge.right(rows[2:])
     assert len(server.bodies) == 2
     # Nor can a run that is resumed ask for more.
     with pytest.raises(UserError, match=r"needs 3 requests"):
-        judges.second(behind(server, max_requests=2), tmp_path).right([row()])
+        judges.second(behind(server, max_requests=2), tmp_path).right(rows[2:])
     assert len(server.bodies) == 2
 
 
