@@ -98,7 +98,7 @@ def recorded(name: str, scale: str = "small") -> pd.DataFrame:
 @functools.cache
 def _recorded(name: str, scale: str, basis: str) -> pd.DataFrame:
     home = results.RESULTS / name / scale
-    if not current(name, scale):
+    if not (home / RECORD).is_file() or not current(name, scale):
         return assess(name, {"reference": home})
     kept = json.loads((home / RECORD).read_text(encoding="utf-8"))["claims"]
     numbers = [key for key in FOUND if key not in ("n", "seeds", "verdict")]
@@ -116,10 +116,26 @@ def record(name: str, scale: str = "small") -> Path:
 
 
 def current(name: str, scale: str = "small") -> bool:
-    """Are the recorded verdicts those of today's runs, claims and code?"""
+    """Are the recorded verdicts those of today's runs, claims and code? Without claims, yes."""
     path = results.RESULTS / name / scale / RECORD
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return bool(kept.get("of") == _basis(name, path.parent))
+    return not load(name) or bool(kept.get("of") == _basis(name, path.parent))
+
+
+def fault(name: str, scale: str = "small") -> str:
+    """What is wrong with the recorded verdicts; nothing if the records give them."""
+    if not current(name, scale):
+        return "out of date"
+    kept = recorded(name, scale)
+    found = assess(name, {"reference": results.RESULTS / name / scale}) if len(kept) else kept
+    numbers = kept.select_dtypes("number").columns
+    same = (
+        kept.drop(columns=numbers)
+        .astype(str)
+        .equals(found[kept.columns].drop(columns=numbers).astype(str))
+    )
+    close = np.allclose(kept[numbers], found[numbers].astype(float), rtol=1e-6, equal_nan=True)
+    return "" if same and close else "not those that the records give"
 
 
 def _basis(name: str, home: Path) -> str:

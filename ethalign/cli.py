@@ -256,9 +256,9 @@ def verify(
         bad += bool(problem)
         typer.echo(f"{folder}: {problem or 'matches'}")
     for name in config.studies():
-        if not claims.current(name):
+        if state := claims.fault(name):
             bad += 1
-            typer.echo(f"results/{name}: verdicts out of date; `ethalign claims {name}` mends it")
+            typer.echo(f"results/{name}: verdicts {state}; `ethalign claims {name}` mends it")
     for where, problems, remarks in results.verify():
         bad += len(problems)
         typer.echo(f"{where}: {'; '.join(problems) or 'matches'}")
@@ -280,12 +280,13 @@ def publish(
 
     Example: ethalign publish reasons --scale small
     """
-    from ethalign import results
+    from ethalign import claims, results
     from ethalign.study import plan
 
     jobs = plan(study, variant or (), scale, seed, _pairs(settings), runs)
     for job in {job.where: job for job in jobs if job.stage.compute}.values():
         typer.echo(str(results.publish(job)))
+    claims.record(study, scale)
 
 
 @app.command()

@@ -233,6 +233,15 @@ def test_recorded_verdicts_are_those_of_todays_runs(
         kept = claims.recorded("toy")
     told = [key for key in claims.COLUMNS if key != "run"]
     pd.testing.assert_frame_equal(kept[told], fresh[told], check_dtype=False)
+    assert not claims.fault("toy")
+    path, sound = home / claims.RECORD, (home / claims.RECORD).read_text()
+    for doctored in (sound.replace('"supported"', '"contradicted"'), sound.replace('"p": 0.0', '"p": 0.3')):
+        assert doctored != sound
+        path.write_text(doctored)
+        claims._recorded.cache_clear()
+        assert claims.fault("toy") == "not those that the records give"
+    path.write_text(sound)
+    claims._recorded.cache_clear()
     assess([{}], {"m/B/0": [1] * 10 + [0] * 90})  # another run takes the place of one
     assert not claims.current("toy")
     assert claims.recorded("toy")["verdict"].tolist() == ["contradicted"]

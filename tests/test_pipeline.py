@@ -90,7 +90,7 @@ def test_executed_notebooks_hold_figures_and_no_error(runs: Path, name: str) -> 
 
 
 def test_every_figure_has_a_text_for_those_who_do_not_see_it() -> None:
-    drawn = r"plots\.(?!style|show|mark)\w+\("
+    drawn = r"plots\.(?!style|show|mark|texts)\w+\("
     for path in (ROOT / "notebooks").glob("*/*.ipynb"):
         for cell in json.loads(path.read_text())["cells"]:
             source = "".join(cell["source"])
