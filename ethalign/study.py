@@ -107,6 +107,8 @@ class Study(NamedTuple):
     order: tuple[str, ...] = ()
     #: Variant to the one that a paper's step starts from.
     before: Mapping[str, str] = {}
+    #: Its place among the studies of the book; those without one come last, by name.
+    place: int = 99
     #: The data set that prose speaks of.
     main: str = ""
     #: Fields of records that hold words of a data set or a model; never published.
@@ -136,8 +138,8 @@ def find(name: str) -> Study:
 
 
 def everything() -> list[Study]:
-    """All studies."""
-    return [find(name) for name in config.studies()]
+    """All studies, in the order of the book."""
+    return sorted(map(find, config.studies()), key=lambda owner: (owner.place, owner.name))
 
 
 class Job(NamedTuple):

@@ -235,7 +235,10 @@ def test_recorded_verdicts_are_those_of_todays_runs(
     pd.testing.assert_frame_equal(kept[told], fresh[told], check_dtype=False)
     assert not claims.fault("toy")
     path, sound = home / claims.RECORD, (home / claims.RECORD).read_text()
-    for doctored in (sound.replace('"supported"', '"contradicted"'), sound.replace('"p": 0.0', '"p": 0.3')):
+    for doctored in (
+        sound.replace('"supported"', '"contradicted"'),
+        sound.replace('"p": 0.0', '"p": 0.3'),
+    ):
         assert doctored != sound
         path.write_text(doctored)
         claims._recorded.cache_clear()

@@ -98,6 +98,7 @@ STUDY = Study(
         *("zero-shot", "authors", *claims.TUNED, *(f"encoder-{loss}" for loss in encode.LOSSES)),
         *(*claims.FLOORS, *claims.CHOSEN),
     ),
+    place=2,
     main="dilemmas",
     question="Does tuning bring answer probabilities closer to the spread of human votes?",
     headline="tuning-improves-cross-entropy",

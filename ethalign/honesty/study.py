@@ -153,6 +153,7 @@ STUDY = Study(
     work=work,
     order=claims.ORDER,
     before=dict.fromkeys(claims.ORDER[1:-1], "unaligned"),
+    place=3,
     main="triviaqa",
     question="Can a model learn to decline what it does not know, without declining what it does?",
     # Of the paper's methods the one that it prints for three model sizes.

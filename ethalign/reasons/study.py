@@ -90,6 +90,7 @@ STUDY = Study(
         *("pretrained", "shuffled", "L", "L-leak-free", "LR", "R-then-L"),
     ),
     before={"L": "pretrained", "LR": "L"},
+    place=1,
     main="dfar",
     question="Does tuning on labels and human reasons beat tuning on labels alone?",
     headline="lr-beats-l",
