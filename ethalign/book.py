@@ -162,7 +162,7 @@ def contents(jobs: Sequence[Job]) -> dict[str, Any]:
     parts += [*toc["parts"], {"caption": "Workshop", "chapters": workshop}]
     for part in parts if not jobs else []:
         part["chapters"] = [c for c in map(_made, part["chapters"]) if c]
-    return {**toc, "parts": parts}
+    return {**toc, "parts": [part for part in parts if part["chapters"]]}
 
 
 def _made(chapter: dict[str, Any]) -> dict[str, Any] | None:

@@ -94,7 +94,7 @@ def read_csv(
     for column in columns:
         if head.count(column) != 1:
             fault = "more than one column" if column in head else "no column"
-            have = ", ".join(head)
+            have = " ".join(", ".join(head).split())
             raise UserError(f"{path} has {fault} {column!r} (it has: {have}){hint or '.'}")
     for number, row in enumerate(rows, 2):
         if row and len(row) != len(head):

@@ -186,7 +186,8 @@ def test_without_runs_the_book_has_findings_and_no_page_that_needs_one(
         return re.findall(r"'file': '([^']+)'", str(toc))
 
     early = [name for name in files(book.contents([])) if name.startswith("_runs/")]
-    assert early == [f"_runs/{n}/findings" for n in (*config.studies(), "synthesis")]
+    names = [*(owner.name for owner in study.everything()), "synthesis"]
+    assert early == [f"_runs/{name}/findings" for name in names]
     jobs = [job for name in config.studies() for job in study.plan(name)]
     whole = book.contents(jobs)
     made = {f"_runs/{book.name_of(job)}" for job in jobs}
