@@ -76,6 +76,8 @@ TUNED: tuple[str, ...] = (
     *("ambiguity/evaluate/[hsv]*", "honesty/evaluate/[acfm]*"),
 )
 SCORED = ("*/evaluate/*",)
+# The votes choose the best epoch by scoring held-out rows.
+JUDGED = ("ambiguity/finetune/*",)
 EDITS: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     ("a colour", "ethalign/plots.py", "#0072B2", "#0072B3", ()),
     ("a figure", "ethalign/reasons/plots.py", "log_odds", "", ()),
@@ -87,7 +89,7 @@ EDITS: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     ("prose", "ethalign/scoring.py", "Log-probabilities of answer choices", "Choices", ()),
     ("another study", "ethalign/honesty/scores.py", "normalise", "", ("honesty/*",)),
     ("the training loop", "ethalign/tuning.py", "zero_grad()", "zero_grad(True)", TUNED),
-    ("scoring", "ethalign/scoring.py", "choice_logprobs", "", SCORED),
+    ("scoring", "ethalign/scoring.py", "choice_logprobs", "", (*SCORED, *JUDGED)),
     (
         "a template that is only asked with",
         "ethalign/honesty/prompts.py",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -49,7 +50,8 @@ def tell_apart(app: Sphinx, page: str, source: list[str]) -> None:
             cell["source"] = EXERCISE.sub("", "".join(cell["source"]))
     if prose:
         title = rf"\1 (`{variant}`)" if variant else r"\1"
-        note = "" if stage == "results" else SAMPLES
+        known = (Path(app.srcdir) / folder / "findings.ipynb").is_file()
+        note = "" if stage == "results" or not known else SAMPLES
         text = "".join(prose[0]["source"])
         prose[0]["source"] = re.sub(r"\A(# .*)", title + note, text)
     source[0] = json.dumps(notebook)
