@@ -199,9 +199,6 @@ def test_a_browser_finds_what_is_wrong_with_a_page(tmp_path: Path) -> None:
 
 @needs_chromium
 @pytest.mark.skipif("ETHALIGN_BOOK" not in os.environ, reason="minutes: for the book itself")
-@pytest.mark.xfail(
-    reason="contrast of highlighted code, and the folds of code cells", strict=False
-)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_keeps_a_reader_out(built: Path, scheme: Literal["light", "dark"]) -> None:
     """No serious or critical violation of WCAG, with everything folded opened."""

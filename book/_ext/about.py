@@ -24,6 +24,7 @@ from ethalign.config import ROOT
 FOCUSABLE = ' tabindex="0" role="group" aria-label="Table"'
 THEME = [
     (r'<summary>(?=<span class="toctree-toggle)', '<summary aria-label="Pages below">'),
+    (r'<summary aria-label="Toggle hidden content">', "<summary>"),
     (r'(<i class="theme-switch [^>]*?)\s+title="[^"]*"', r"\1"),
     (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
     (r'(search-button-field[^>]*?) aria-label="Search"', r"\1"),
