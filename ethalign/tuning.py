@@ -60,7 +60,6 @@ class Fitted(NamedTuple):
     truncated: int
     trainable: int
     resumed_at: int
-    notes: list[str]
 
 
 def fit(
@@ -114,7 +113,7 @@ def fit(
     tokens = work.run(itertools.islice(steps, work.done, None))
     truncated = sum(len(row.ids) == length for row in first)
     count = sum(p.numel() for p in work.trained)
-    return Fitted(updates, tokens, truncated, count, work.done, work.notes)
+    return Fitted(updates, tokens, truncated, count, work.done)
 
 
 class _Training:
@@ -131,7 +130,8 @@ class _Training:
         self.checkpoint = out / "checkpoint"
         self.model = adapt(loaded, settings)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer, self.notes = _optimizer(self.trained, settings, loaded.device)
+        self.optimizer, notes = _optimizer(self.trained, settings, loaded.device)
+        loaded.notes.extend(notes)
         # Gradients of float16 vanish below 6e-8: the loss is scaled up, and they down again.
         self.scaler = torch.amp.GradScaler(loaded.device, enabled=loaded.dtype == "float16")
         # The authors set a warm-up beside "constant", which ignores it; so does this schedule.
@@ -281,13 +281,8 @@ def stage(
     """
     loaded = models.load(run.model, seed=run.seed)
     fitted = fit(loaded, make(loaded.tokenizer), run.tuning, where, seed=run.seed, judge=judge)
-    facts: dict[str, Any] = {
-        "tokens": fitted.tokens,
-        "updates": fitted.updates,
-        "trained": fitted.trainable,
-    }
-    facts["notes"] = [*loaded.notes, *fitted.notes]
-    return {"model": loaded.record, **facts, "cut": fitted.truncated}
+    facts = {"tokens": fitted.tokens, "updates": fitted.updates, "trained": fitted.trainable}
+    return {"model": loaded.record, "notes": loaded.notes, **facts, "cut": fitted.truncated}
 
 
 def adapt(loaded: models.Loaded, settings: Tuning) -> Any:

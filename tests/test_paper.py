@@ -111,12 +111,14 @@ def test_a_family_is_tuned_killed_resumed_scored_and_asked_in_four_bits(
     family: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, whole = four_bits(name, family(name)), tuning._Training.update
-    folders = [tmp_path / "calm", tmp_path / "killed"]
+    folders, notes = [tmp_path / "calm", tmp_path / "killed"], []
 
     def fit(out: Path) -> tuning.Fitted:
         out.mkdir(exist_ok=True)
         loaded = models.load(model)
-        return tuning.fit(loaded, asked(name, loaded), PAPER, out, seed=0)
+        fitted = tuning.fit(loaded, asked(name, loaded), PAPER, out, seed=0)
+        notes.extend(loaded.notes)
+        return fitted
 
     def killed(self: tuning._Training, step: int, micro: Any) -> Any:
         if step == 3:
@@ -130,7 +132,7 @@ def test_a_family_is_tuned_killed_resumed_scored_and_asked_in_four_bits(
             fit(folders[1])
     again = fit(folders[1])
     assert (calm.resumed_at, again.resumed_at, again.updates) == (0, 2, 4)
-    assert "adamw_32bit" in calm.notes[0]
+    assert any("adamw_32bit" in note for note in notes)
     one, two = (load_file(f / "adapter" / "adapter_model.safetensors") for f in folders)
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert any(value.any() for key, value in one.items() if "lora_B" in key), "it has learnt"
