@@ -30,6 +30,9 @@ from ethalign.study import Job
 
 BOOK = ROOT / "book"
 GENERATED = BOOK / "_generated"
+#: What the README says of the findings, and the figure that it shows.
+README, FIGURE = ROOT / "README.md", BOOK / "_static" / "effects.svg"
+MARKS = "<!-- findings: written by `ethalign claims` -->\n", "<!-- end of findings -->\n"
 FAULTS = ROOT / "tests" / "faults" / "matrix.yaml"
 
 
@@ -122,6 +125,31 @@ def effects() -> str:
         for row in table.to_dict("records")
     ]
     return plots.svg(plots.effects(table), f"Effects for three claims. {'; '.join(said)}") + "\n"
+
+
+def front() -> str:
+    """The README with the answers of today's records between its marks, if it has these."""
+    before, mark, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
+    said = f"![Effects for three claims]({FIGURE.relative_to(ROOT).as_posix()})\n\n"
+    for owner in study.everything():
+        if owner.headline:
+            plain = re.sub(r"{term}`([^`]*)`", r"\1", tables.answer(owner.name))
+            said += f"- **{owner.question}** {plain}\n"
+    return before + mark + (said + MARKS[1] + rest.split(MARKS[1])[-1] if mark else "")
+
+
+def write_front() -> None:
+    """Bring the README and its figure up to the records."""
+    import matplotlib.pyplot as plt
+
+    records.write(README, front())
+    if len(table := tables.effects()):
+        plots.style()
+        with plt.rc_context({"svg.hashsalt": "ethalign"}):
+            plots.effects(table).savefig(
+                FIGURE, metadata={"Date": None}, bbox_inches="tight", facecolor="white"
+            )
+        plt.close()
 
 
 def name_of(job: Job) -> str:

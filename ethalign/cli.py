@@ -232,10 +232,11 @@ def claims(study: Study, scale: Scale = "small") -> None:
 
     Example: ethalign claims reasons
     """
-    from ethalign import claims
+    from ethalign import book, claims
 
     config.choose("study", study, config.studies())
     claims.record(study, scale)
+    book.write_front()
     shown = claims.recorded(study, scale)[["id", "model", "difference", "low", "high", "verdict"]]
     typer.echo(shown.to_string(index=False, na_rep="", float_format="{:+.3f}".format))
 
@@ -280,13 +281,14 @@ def publish(
 
     Example: ethalign publish reasons --scale small
     """
-    from ethalign import claims, results
+    from ethalign import book, claims, results
     from ethalign.study import plan
 
     jobs = plan(study, variant or (), scale, seed, _pairs(settings), runs)
     for job in {job.where: job for job in jobs if job.stage.compute}.values():
         typer.echo(str(results.publish(job)))
     claims.record(study, scale)
+    book.write_front()
 
 
 @app.command()

@@ -240,3 +240,22 @@ def test_findings_are_announced_before_the_workshop_runs(
     assert told.output.splitlines()[0] == f"the findings are ready: {first}"
     CliRunner().invoke(cli.app, ["book"])
     assert order[3:] == ["run", "whole"], "a book that is there stays until the next is built"
+
+
+def test_the_readme_tells_what_the_records_say() -> None:
+    told = book.README.read_text(encoding="utf-8")
+    assert told == book.front(), "ethalign claims STUDY brings it up to date"
+    answers = told.split(book.MARKS[0])[1].split(book.MARKS[1])[0]
+    for owner in study.everything():
+        assert owner.question in answers
+    assert "{term}" not in answers  # a page of the book this is not
+
+
+def test_an_answer_typed_into_the_readme_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "README.md"
+    text = book.README.read_text(encoding="utf-8")
+    copy.write_text(text.replace(book.MARKS[1], f"- Reasons help.\n{book.MARKS[1]}"))
+    monkeypatch.setattr(book, "README", copy)
+    assert copy.read_text() != book.front() == text
