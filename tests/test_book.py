@@ -102,6 +102,16 @@ def test_every_module_is_in_the_reference() -> None:
             assert f"automodule:: {name}\n" in page
 
 
+def test_every_benchmark_is_told_with_its_conditions() -> None:
+    rows = json.loads(book.SPEED.read_text(encoding="utf-8"))
+    table = book.speed_table().splitlines()
+    assert len(table) == len(rows) + 2
+    for row, line in zip(rows, table[2:], strict=True):
+        assert row["benchmark"] in line
+        assert row["conditions"] in line
+        assert f"{row['ratio']:.2g}" in line
+
+
 def test_every_parameter_is_in_the_guide(texts: dict[str, str]) -> None:
     for study_name in config.studies():
         for name, *_ in config.parameters(study.find(study_name).run):
