@@ -2,6 +2,7 @@
 
 import html
 import importlib
+import json
 import os
 import re
 import shutil
