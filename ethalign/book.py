@@ -246,7 +246,7 @@ def fault_table() -> str:
 
 
 def speed_table() -> str:
-    """Every recorded benchmark in Markdown: ours, the peer, their ratio with its spread, and how."""
+    """Every recorded benchmark in Markdown: ours, the peer, their ratio with its spread, how."""
     rows = []
     for row in json.loads(SPEED.read_text(encoding="utf-8")):
         spread = "" if row["low"] is None else f" [{row['low']:.2g}, {row['high']:.2g}]"
