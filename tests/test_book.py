@@ -255,6 +255,22 @@ def test_the_theme_is_mended_for_screen_readers(monkeypatch: pytest.MonkeyPatch)
     assert "<d" not in about.mend(signature).removeprefix("<dt>").replace("<div", "")
 
 
+def test_notebooks_open_elsewhere_once_the_repository_has_an_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    about, notebook = importlib.import_module("about"), "notebooks/reasons/evaluate.ipynb"
+    told = dict(about.citation())
+    told.pop("repository-code", None)
+    monkeypatch.setattr(about, "citation", lambda: told)
+    assert about.launch(notebook) == "", "without an address there is nothing to open"
+    told["repository-code"] = "https://github.com/someone/ethalign.git"
+    assert f"/github/someone/ethalign/blob/HEAD/{notebook}" in about.launch(notebook)
+    assert f"/gh/someone/ethalign/HEAD?labpath={notebook}" in about.launch(notebook)
+    told["repository-code"] = 'https://github.com/a"><script>/b'
+    assert about.launch(notebook) == "", "not an address"
+
+
 def test_every_page_says_what_was_run_and_how_to_cite_it(built: Path) -> None:
     cited = config.read_yaml(ROOT / "CITATION.cff")
     for path in pages.pages(built):
