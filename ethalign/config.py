@@ -170,6 +170,7 @@ class Encoder(Section):
     encoder: str = Field("minilm-l6", description="packaged name, org/name, or a folder")
     encoder_epochs: int = Field(4, ge=1, description="passes over the training rows")
     encoder_lr: float = Field(1.0e-4, gt=0, description="learning rate")
+    encoder_accumulation: int = Field(1, ge=1, description="forward passes per update")
 
 
 class Endpoint(Section):

@@ -41,6 +41,7 @@ def fit(
     epochs: int = 4,
     lr: float = 1e-4,
     batch_size: int = 16,
+    accumulation: int = 1,
     weight_decay: float = 0.01,
     warmup: float = 0.1,
     seed: int = 0,
@@ -63,6 +64,7 @@ def fit(
         ranked: texts and pairs are alternatives: each gets one score, and softmax goes over the
             two scores (the ranker of Scruples), so that their order cannot matter.
         epochs, lr, batch_size, weight_decay: of AdamW; biases and LayerNorm do not decay.
+        accumulation: forward passes per update; each takes a part of the batch.
         warmup: share of the updates with rising learning rate; it falls linearly afterwards.
         seed: draws the new head, dropout and the order of rows.
         device: where it is fitted, and where it stays.
@@ -102,9 +104,11 @@ def fit(
     kind = torch.long if loss == "hard" else torch.float32
     goal, best, kept = torch.tensor(wanted, dtype=kind, device=device), math.inf, None
     for step, group in enumerate(records.progress(plan, len(plan), "encoder", "batch"), 1):
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            found = _forward(encoder, texts, pairs, group, max_length, ranked)
-        batch_loss(found.float(), goal[group], loss).backward()
+        for part in np.array_split(group, min(accumulation, len(group))):
+            with torch.autocast(device, torch.bfloat16, enabled=half):
+                found = _forward(encoder, texts, pairs, part.tolist(), max_length, ranked)
+            share = len(part) / len(group)
+            (share * batch_loss(found.float(), goal[part.tolist()], loss)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -151,7 +155,7 @@ def logits(
     with torch.inference_mode():
         for group in by_length(texts, batch_size, "encoding", quiet=True):
             found = _forward(encoder, texts, pairs, group.tolist(), max_length, ranked)
-            out[group] = found.double().cpu().numpy()
+            out[group] = found.cpu().double().numpy()
     return out
 
 
@@ -169,22 +173,24 @@ def _forward(
     return torch.cat([encoder.model(**side).logits for side in sides], dim=1)
 
 
-def embed(path: Path, texts: Texts, *, batch_size: int = 64) -> NDArray[np.float64]:
+def embed(
+    path: Path, texts: Texts, *, batch_size: int = 64, device: str = "cpu"
+) -> NDArray[np.float64]:
     """Mean-pooled last hidden states of unit length, (n, width): a dot product is a cosine."""
     import torch
     from transformers import AutoModel
 
     tokenizer = _tokenizer(path)
-    model: Any = models.read(AutoModel, path, HEADS, dtype=torch.float32).eval()
+    model: Any = models.read(AutoModel, path, HEADS, dtype=torch.float32).eval().to(device)
     out = np.zeros((len(texts), model.config.hidden_size))
     with torch.inference_mode():
         for start in range(0, len(texts), batch_size):
             rows = slice(start, start + batch_size)
-            inputs = _tokenize(tokenizer, texts[rows], None, 256)
+            inputs = _tokenize(tokenizer, texts[rows], None, 256).to(device)
             hidden = model(**inputs).last_hidden_state
             mask = inputs["attention_mask"][..., None]
             mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-            out[rows] = torch.nn.functional.normalize(mean, dim=1).double().numpy()
+            out[rows] = torch.nn.functional.normalize(mean, dim=1).cpu().double().numpy()
     return out
 
 

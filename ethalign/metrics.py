@@ -186,19 +186,29 @@ def crossed(
     if not n:
         return Crossed(math.nan, math.nan, math.nan, math.nan, np.array([]))
     codes = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
-    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    sizes = np.bincount(codes)
+    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
     rng, found = np.random.default_rng(seed), np.empty(draws)
     value = float(np.mean([statistic(*arrays) for arrays in seeds]))
-    for place in range(draws):
-        drawn = rng.integers(len(members), size=len(members))
-        picks = drawn if groups is None else np.concatenate([members[k] for k in drawn])
-        chosen = rng.integers(len(seeds), size=max(1, len(seeds) - 1))
-        found[place] = np.mean([statistic(*(a[picks] for a in seeds[s])) for s in chosen])
+    mean = statistic is np.mean and seeds[0][0].ndim == 1
+    # For a mean, the sum and the size of a group are enough.
+    sums = np.array([np.bincount(codes, arrays[0], len(sizes)) for arrays in seeds if mean])
+    rows = max(1, 1_000_000 // len(sizes))
+    for start in range(0, draws, rows):
+        drawn = rng.integers(len(sizes), size=(min(rows, draws - start), len(sizes)))
+        chosen = rng.integers(len(seeds), size=(len(drawn), max(1, len(seeds) - 1)))
+        if mean:
+            total = sum(sums[s[:, None], drawn].sum(1) for s in chosen.T) / chosen.shape[1]
+            found[start : start + len(drawn)] = total / sizes[drawn].sum(1)
+            continue
+        for place, (items, those) in enumerate(zip(drawn, chosen, strict=True), start):
+            picks = items if groups is None else np.concatenate([members[k] for k in items])
+            found[place] = np.mean([statistic(*(a[picks] for a in seeds[s])) for s in those])
     found = found[~np.isnan(found)]
     if math.isnan(value) or not len(found):
         return Crossed(value, math.nan, math.nan, math.nan, np.array([]))
     low, high = np.quantile(found, TAILS)
-    if low == high == value:
+    if max(high, value) - min(low, value) < 1e-12:
         whole = all(a.dtype == bool for arrays in seeds for a in arrays)
         reach = 1 - TAILS[0] ** (1 / len(members)) if whole else math.nan
         low, high = np.clip([value - reach, value + reach], -1, 1)
@@ -225,12 +235,12 @@ def auroc(score: ArrayLike, hit: ArrayLike) -> float:
 
     The area under the ROC curve of n items, by the Mann-Whitney statistic; NaN without both kinds.
     """
-    hits = np.asarray(hit, bool)
-    n, m = int(hits.sum()), int((~hits).sum())
-    if not n or not m:
+    hits, scores = np.asarray(hit, bool), np.asarray(score, float)
+    ours, others = scores[hits], np.sort(scores[~hits])
+    if not len(ours) or not len(others):
         return math.nan
-    ranks = scipy.stats.rankdata(np.asarray(score))
-    return float((ranks[hits].sum() - n * (n + 1) / 2) / (n * m))
+    below = (np.searchsorted(others, ours, side).sum() for side in ("left", "right"))
+    return float(sum(below) / (2 * len(ours) * len(others)))
 
 
 def over_seeds(values: ArrayLike, lows: ArrayLike, highs: ArrayLike) -> tuple[float, float, float]:

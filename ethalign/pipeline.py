@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ethalign import code, config, records, sources, study
+from ethalign import code, config, records, sources, study, warm
 from ethalign.config import ROOT, UserError, digest
 from ethalign.study import Job
 
@@ -58,6 +58,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None
             cwd=str(ROOT),
             request_save_on_cell_execute=False,
             extra_arguments=["--log-level=ERROR"],  # a remark on how kernels talk helps nobody
+            **warm.kernels(),
         )
     except PapermillExecutionError as error:
         if error.ename == "UserError":
@@ -319,20 +320,20 @@ def _snakemake(jobs: Sequence[Job], path: Path, cores: int, profile: str | None)
     environment = {**os.environ, "ETHALIGN_PROGRESS": str(progress)}
     environment["ETHALIGN_PARENT"] = "" if profile else str(os.getpid())
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, plugins))
-    with log.open("w") as errors:
+    watcher = _Watcher(progress)
+    with contextlib.ExitStack() as stack:
+        errors = stack.enter_context(log.open("w"))
+        if not profile:  # the jobs of a cluster run elsewhere
+            environment = stack.enter_context(warm.serving(environment, ROOT, errors))
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         )
-    watcher = _Watcher(progress)
-    try:
-        for line in child.stdout or ():
-            watcher.take(line)
-        child.wait()
-    except KeyboardInterrupt:
-        child.wait()
-        raise
-    finally:
-        watcher.stop()
+        try:
+            for line in child.stdout or ():
+                watcher.take(line)
+        finally:
+            child.wait()
+            watcher.stop()
     complaints = [path for job in jobs if (path := _complaint(job.page)).is_file()]
     if complaints:
         first = json.loads(complaints[0].read_text())

@@ -274,14 +274,22 @@ def stage(
     where: Path,
     make: Callable[[Any], Sequence[Example] | Callable[[int], Any]],
     judge: Callable[[models.Loaded], float] | None = None,
+    pool: int | None = None,
 ) -> dict[str, Any]:
     """The fine-tuning stage of a study; facts for its record.
 
     ``make`` gives, from the tokenizer, rows or a function of the epoch; see ``fit`` for ``judge``.
+    ``pool`` is how many rows there were to make them from: fewer than were asked for are told.
     """
     loaded = models.load(run.model, seed=run.seed)
     fitted = fit(loaded, make(loaded.tokenizer), run.tuning, where, seed=run.seed, judge=judge)
     facts = {"tokens": fitted.tokens, "updates": fitted.updates, "trained": fitted.trainable}
+    if pool is not None:
+        facts["rows"] = pool
+        if pool < (run.tuning.rows or 0):
+            loaded.notes.append(
+                f"{pool} of the {run.tuning.rows} rows asked for: there are no more"
+            )
     return {"model": loaded.record, "notes": loaded.notes, **facts, "cut": fitted.truncated}
 
 

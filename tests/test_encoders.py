@@ -101,3 +101,28 @@ def test_targets_of_another_length_are_refused(path: Path) -> None:
     for texts, targets in ((TEXTS, [0, 1]), ([], [])):
         with pytest.raises(ValueError, match="targets"):
             encoders.fit(path, texts, targets)
+
+
+@pytest.mark.parametrize("loss", ["hard", "counts"])
+def test_a_batch_in_parts_learns_the_same(
+    path: Path, loss: encoders.Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten texts in batches of 7 and 3, in 4 parts of unequal size or at once; without dropout."""
+    passes, forward = [], encoders._forward
+
+    def counted(*given: Any) -> torch.Tensor:
+        passes.append(len(given[3]))
+        return forward(*given)
+
+    monkeypatch.setattr(encoders, "_forward", counted)
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda module, x: x)
+    targets = COUNTS[:10].argmax(1) if loss == "hard" else COUNTS[:10]
+    found = []
+    for parts in (1, 4):
+        how: Any = {"loss": loss, "epochs": 2, "lr": 1e-3, "batch_size": 7, "seed": 0}
+        fitted = encoders.fit(path, TEXTS[:10], targets, accumulation=parts, **how)
+        found.append(torch.cat([p.detach().flatten() for p in fitted.model.parameters()]))
+    assert sorted(passes[:4]) == [3, 3, 7, 7]
+    assert max(passes[4:]) == 2
+    assert torch.allclose(found[0], found[1], atol=2e-4)
+    assert not torch.equal(found[0], found[1])

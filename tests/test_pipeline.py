@@ -360,9 +360,9 @@ def test_kill_9_in_the_middle_of_evaluation_loses_and_repeats_nothing(tmp_path: 
 
 
 def test_committed_results_match_code_data_and_parameters(mirror: Path) -> None:
-    findings = list(results.verify())
-    assert findings, "reference results are committed"
-    assert [(where, problems) for where, problems, _ in findings if problems] == []
+    done = command("verify")
+    assert done.stdout.count(": matches") > 10, "reference results are committed"
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_parameter_table_lists_every_parameter_and_who_reads_it() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,18 @@ def test_training_lowers_the_loss_and_writes_its_log(fresh_tiny: Loaded, tmp_pat
     assert np.mean([r["loss"] for r in log[-6:]]) < 0.95 * np.mean([r["loss"] for r in log[:6]])
     assert fitted.tokens == sum(r["tokens"] for r in log)
     assert not (tmp_path / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(("wanted", "told"), [(None, ""), (24, ""), (30, "24 of the 30 rows")])
+def test_a_pool_that_holds_fewer_rows_than_were_asked_for_is_told(
+    wanted: int | None, told: str, tmp_path: Path
+) -> None:
+    model = config.Model(id="random-tiny", device="cpu", dtype="float32")
+    run: Any = SimpleNamespace(model=model, seed=0, tuning=settings(epochs=1, rows=wanted))
+    facts = tuning.stage(run, tmp_path, lambda tokenizer: ROWS, pool=len(ROWS))
+    assert facts["rows"] == 24
+    said = [note for note in facts["notes"] if "rows" in note]
+    assert said == ([f"{told} asked for: there are no more"] if told else [])
 
 
 def test_the_loss_is_that_of_a_plain_forward_pass(fresh_tiny: Loaded) -> None:

@@ -349,8 +349,15 @@ def measure_rows(run: Run, variant: str, predictions: pd.DataFrame) -> Rows:
     if "logp1" not in test:
         return rows
     found = [*_manners(test), *(silent if "bounded" in test else [])]
+    fitted: dict[int, dict[str, float]] = {}  # both are fitted to the same samples
+
+    def scale(p: Floats, n: Floats, name: str) -> float:
+        key = hash((p.tobytes(), n.tobytes()))
+        fitted[key] = fitted[key] if key in fitted else fit_scaling(p, n)
+        return fitted[key][name]
+
     for k in scaling:
-        value = together(run, lambda p, n, k=k: fit_scaling(p, n)[k], fit, p, n)
+        value = together(run, functools.partial(scale, name=k), fit, p, n)
         found.append((k, "number", value))
     name = str(test["dataset"].iloc[0])
     return rows + metric_rows(run, variant, name, found, actions=actions(test))

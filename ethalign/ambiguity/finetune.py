@@ -33,7 +33,7 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     of their votes, and the loss of a guess (``blind``).
     """
     train = data.training(run)
-    known: dict[str, Any] = {"dataset": train.attrs["dataset"], "rows": len(train)}
+    known: dict[str, Any] = {"dataset": train.attrs["dataset"]}
     known["entropy"] = round(float(calibration.entropy(data.counts(train)).mean()), 6)
 
     def make(tokenizer: Any) -> Any:
@@ -43,7 +43,8 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
         return taught
 
     judge = functools.partial(evaluate.judge, run, data.held_out(run))
-    return {**tuning.stage(run, where, make, judge if run.tuning.epochs > 1 else None), **known}
+    judged = judge if run.tuning.epochs > 1 else None
+    return {**tuning.stage(run, where, make, judged, len(train)), **known}
 
 
 def blind(run: Run, rows: list[tuning.Example], tokenizer: Any) -> float | None:

@@ -36,16 +36,22 @@ COLUMNS = "variant dataset id stratum seen near family gold verdict".split()  # 
 
 
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
-    """The stage: predictions of all baselines, the learned judge and its error."""
+    """The stage: predictions of all baselines, the learned judge and its error.
+
+    Facts are the device of the encoders, and why that one.
+    """
     train, tests = data.training(run.data, run.seed), data.tests(run)
     encoder = models.encoder(run.baselines.encoder, run.seed)
-    fit = functools.partial(encoders.fit, encoder, lr=run.baselines.encoder_lr, seed=run.seed)
+    device, why = models.choose_device(run.model.device)
+    how: dict[str, Any] = {"accumulation": run.baselines.encoder_accumulation, "device": device}
+    how |= {"lr": run.baselines.encoder_lr, "seed": run.seed}
+    fit = functools.partial(encoders.fit, encoder, **how)
     path = where / "predictions.jsonl"
     if not path.is_file():
         found = pd.concat(_classified(run, train, [*tests.values()], fit))
         records.write(path, found.rename(columns={"label": "gold"})[COLUMNS])
     records.write(where / "judge.json", _judge(run, where, fit))
-    return {}
+    return {"device": models.device_name(device), "notes": [f"encoders: {why}"]}
 
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:

@@ -171,9 +171,11 @@ def judge_reasons(run: Run, asked: pd.DataFrame, tests: Tables, judge: Path) -> 
     given, human = list(asked["reason"]), list(found["reason"])
     argues = judges.stances(given, data.untouched(run.data, run.seed), seed=run.seed)
     told = [judges.told(*pair) for pair in zip(found["statement"], found["gold"], strict=True)]
-    logits = encoders.logits(encoders.load(judge), told, pairs=given)
+    device, learned = models.choose_device(run.model.device)[0], encoders.load(judge)
+    learned.model.to(device)
+    logits = encoders.logits(learned, told, pairs=given)
     embedder = models.encoder(run.baselines.encoder, run.seed)
-    near = (encoders.embed(embedder, given) * encoders.embed(embedder, human)).sum(1)
+    near = np.prod([encoders.embed(embedder, t, device=device) for t in (given, human)], 0).sum(1)
     some = np.array([bool(text.strip()) for text in given], dtype=bool)
     comparable = some & [bool(text) for text in human]
     return found[["id", "dataset"]].assign(

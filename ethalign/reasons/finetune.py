@@ -17,7 +17,8 @@ SHOWN, LENGTH = 3, 40
 def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     """The stage: ``adapter/``, ``train_log.jsonl`` and, as a sanity check, ``answers.jsonl``."""
     rows = data.tuned(run)
-    facts = tuning.stage(run, where, functools.partial(prompts.examples, run.prompt, rows))
+    make = functools.partial(prompts.examples, run.prompt, rows)
+    facts = tuning.stage(run, where, make, pool=len(rows))
     loaded, first = tuning.with_adapter(run.model, where / "adapter", seed=run.seed), rows[:SHOWN]
     shown = prompts.examples(run.prompt, first, loaded.tokenizer)
     asked = [example.prompt for example in shown]
@@ -29,4 +30,4 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
         prompt=asked, completion=[example.completion for example in shown], answer=answers
     )
     records.write(where / "answers.jsonl", told)
-    return {**facts, "rows": len(rows)}
+    return facts

@@ -43,6 +43,7 @@ STUDY = Study(
         Stage(
             "baselines",
             reads=("data", "tuning.rows", "baselines", "evaluation.bootstrap"),
+            handles=("model.device",),
             compute=baselines.compute,
             files=data.files,
             models=("baselines.encoder",),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ethalign import code, records, results, study
+from ethalign import code, encoders, models, records, results, study
 from ethalign.config import Undeclared
 from ethalign.reasons import baselines, evaluate, finetune, scores
 from ethalign.study import Job
@@ -191,3 +191,24 @@ def test_the_tuned_model_is_asked_about_its_first_rows(runs: Path) -> None:
 def test_the_results_page_is_given_printed_figures_of_ones_own() -> None:
     page = study.job("reasons", "results", None, "smoke", 0, {"reported": "mine.yaml"})
     assert page.given.reported == "mine.yaml"
+
+
+def test_encoders_learn_on_the_device_of_the_run_and_the_record_says_which(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = records.stages(job("baselines", runs).where)["baselines"]
+    assert facts["notes"] == ["encoders: device cpu: as asked"]
+    assert facts["device"].startswith("cpu")
+    assert job("baselines", runs, model__device="auto").state() == "keep"
+    asked: dict[str, Any] = {}
+
+    def fit(*_: Any, **how: Any) -> None:
+        asked.update(how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoders, "fit", fit)
+    monkeypatch.setattr(models, "choose_device", lambda wanted: (f"{wanted}-chosen", "so"))
+    run = job("baselines", tmp_path, model__device="auto", baselines__encoder_accumulation=2).given
+    with pytest.raises(KeyboardInterrupt):
+        baselines.compute(run, tmp_path, {})
+    assert (asked["device"], asked["accumulation"]) == ("auto-chosen", 2)

@@ -1,0 +1,173 @@
+"""Processes that begin with everything imported, as forks of one that has imported it once.
+
+A notebook takes two processes, its own and its kernel's, and most of a short one is imports.
+Where ``serving`` is at work, ``python -m ethalign.warm MODULE ...`` is ``python -m MODULE ...``
+in such a fork; elsewhere it is the plain command. So it is where there is CUDA, which no fork
+can use that was opened before it, and where the system is not Linux.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+SOCKET = "ETHALIGN_WARM"
+#: What the notebooks import, and what executes them.
+MODULES = (
+    *("papermill", "ipykernel.kernelapp", "seaborn", "threadpoolctl", "peft"),
+    *("sklearn.ensemble", "sklearn.feature_extraction.text", "sklearn.linear_model"),
+    "transformers.optimization",
+    *("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"),
+    *("ethalign.generation", "ethalign.tables", "ethalign.tuning"),
+)
+
+
+@contextlib.contextmanager
+def serving(
+    environment: Mapping[str, str], folder: Path, log: IO[str], modules: Sequence[str] = MODULES
+) -> Iterator[dict[str, str]]:
+    """The environment in which commands fork.
+
+    The server, in ``folder``, imports ``modules`` when it is first asked, with remarks to ``log``.
+    """
+    if sys.platform != "linux":
+        yield dict(environment)
+        return
+    with tempfile.TemporaryDirectory() as home:  # which only its owner may enter
+        path = os.path.join(home, "socket")
+        call = [sys.executable, "-m", "ethalign.warm", "--serve", path, *modules]
+        server = subprocess.Popen(
+            call, stdin=subprocess.PIPE, stderr=log, env={**environment}, cwd=folder
+        )
+        try:
+            yield {**environment, SOCKET: path}
+        finally:
+            server.communicate()  # it ends with its input, and so with this process
+
+
+def kernels() -> dict[str, Any]:
+    """What papermill is told so that kernels start as ``main`` starts modules."""
+    if SOCKET not in os.environ:
+        return {}
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Kernel(AsyncKernelManager):
+        def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+            """The command of the kernel, which is ``python -m ipykernel_launcher ...``."""
+            command = super().format_kernel_cmd(extra_arguments)
+            at = command.index("-m") + 1
+            return [*command[:at], "ethalign.warm", *command[at:]]
+
+    return {"kernel_manager_class": Kernel}
+
+
+def main(arguments: list[str]) -> None:
+    """Be the server (``--serve PATH MODULE ...``), or a module with arguments, forked or here."""
+    if arguments[0] != "--serve":
+        code = _ask(os.environ.get(SOCKET, ""), arguments)
+        if code is None:
+            os.execv(sys.executable, [sys.executable, "-m", *arguments])
+        sys.exit(code)
+    caller = _serve(arguments[1], arguments[2:])
+    if not caller:
+        return
+    sys.argv = _become(caller)
+    code = 1
+    atexit.register(lambda: caller.send(str(code).encode()))
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+
+
+def _serve(path: str, modules: Sequence[str]) -> socket.socket | None:
+    """Fork for everybody who asks at ``path``; in a fork its caller, None in the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is interrupted ends this as well
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.bind(path)
+        server.listen(64)
+        imported = False
+        while sys.stdin not in select.select([sys.stdin, server], [], [])[0]:
+            if not imported:
+                for name in modules:
+                    importlib.import_module(name)
+                if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+                    return None
+                gc.freeze()  # what is never collected stays shared
+                imported = True
+            caller, _ = server.accept()
+            if not os.fork():
+                return caller
+            caller.close()
+    return None
+
+
+def _become(caller: socket.socket) -> list[str]:
+    """Take over files, folder, environment and threads of a caller; its module and arguments."""
+    message, files, _, _ = socket.recv_fds(caller, 1 << 20, 3)
+    arguments, folder, environment = json.loads(message)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0))
+    if threads and "torch" in sys.modules:  # which read it when it was imported
+        sys.modules["threadpoolctl"].threadpool_limits(threads)
+        sys.modules["torch"].set_num_threads(threads)
+
+    def listen() -> None:
+        while signals := caller.recv(1):
+            os.kill(os.getpid(), signals[0])
+        os.kill(os.getpid(), signal.SIGKILL)  # the caller has gone
+
+    threading.Thread(target=listen, daemon=True).start()
+    caller.send(b"forked")
+    return list(arguments)
+
+
+def _ask(path: str, arguments: list[str]) -> int | None:
+    """Exit code of a module that ran in a fork of the server; None if there is no server."""
+    parent = os.getppid()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fork:
+        request = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
+        try:
+            fork.connect(path)
+            socket.send_fds(fork, [request], [0, 1, 2])
+            for kind in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(kind, lambda number, _: fork.send(bytes([number])) and None)
+            if not fork.recv(9):
+                return None
+        except OSError:
+            return None
+        fork.settimeout(1)
+        while os.getppid() == parent:
+            with contextlib.suppress(TimeoutError):
+                return int(fork.recv(9) or 1)
+        return 1
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

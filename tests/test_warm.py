@@ -1,0 +1,109 @@
+"""Processes that begin with everything imported behave as those that begin with nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ethalign import warm
+
+PROGRAM = """
+import os, sys, time
+print(os.getppid(), os.getcwd(), os.environ.get("WORD"), "colorsys" in sys.modules, sys.argv[1:])
+print("a remark", file=sys.stderr, flush=True)
+if sys.argv[1] == "wait":
+    print(os.getpid(), flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        sys.exit(130)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a server that has imported one module, and knows the program."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    paths = os.pathsep.join([str(tmp_path), str(Path(warm.__file__).parents[1])])
+    plain = {**os.environ, "PYTHONPATH": paths}
+    with (tmp_path / "log").open("w") as log:
+        with warm.serving(plain, tmp_path, log, ["colorsys"]) as environment:
+            yield environment
+        path = Path(environment[warm.SOCKET])
+        assert not path.parent.exists(), "nothing is left of it"
+
+
+def start(environment: dict[str, str], word: str, folder: Path) -> subprocess.Popen[str]:
+    call = [sys.executable, "-m", "ethalign.warm", "program", word]
+    out = subprocess.PIPE
+    return subprocess.Popen(call, stdout=out, stderr=out, text=True, cwd=folder, env=environment)
+
+
+def test_a_fork_is_the_module_with_all_that_its_caller_gives_it(
+    served: dict[str, str], tmp_path: Path
+) -> None:
+    place = tmp_path / "elsewhere"
+    place.mkdir()
+    if "linux" not in sys.platform:
+        pytest.skip("there are no forks here")
+    for code in (0, 3):
+        out, error = start({**served, "WORD": "hoc"}, str(code), place).communicate()
+        parent, *rest = out.split(" ", 1)
+        assert rest == [f"{place} hoc True ['{code}']\n"]
+        assert error == "a remark\n"
+        assert psutil.Process(int(parent)).cmdline()[2:4] == ["ethalign.warm", "--serve"]
+    child = start(served, "3", place)
+    child.communicate()
+    assert child.returncode == 3
+
+
+def test_without_a_server_it_is_the_plain_command(served: dict[str, str], tmp_path: Path) -> None:
+    for gone in ({}, {warm.SOCKET: str(tmp_path / "none")}):
+        plain = {k: v for k, v in served.items() if k != warm.SOCKET} | gone
+        child = start(plain, "4", tmp_path)
+        out, _ = child.communicate()
+        assert out.split()[0] == str(os.getpid())
+        assert "False ['4']" in out
+        assert child.returncode == 4
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_what_ends_the_caller_ends_the_fork(
+    served: dict[str, str], tmp_path: Path, kind: signal.Signals
+) -> None:
+    child = start(served, "wait", tmp_path)
+    assert child.stdout is not None
+    child.stdout.readline()
+    fork = psutil.Process(int(child.stdout.readline()))
+    child.send_signal(kind)
+    child.communicate(timeout=20)
+    assert child.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}.get(kind, 1)
+    psutil.wait_procs([fork], timeout=20)
+    assert not fork.is_running()
+
+
+def test_the_fork_of_a_process_that_died_does_not_outlive_it(
+    served: dict[str, str], tmp_path: Path
+) -> None:
+    """As a kernel whose notebook was killed."""
+    code = "import subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]])"
+    call = [sys.executable, "-c", code, "-m", "ethalign.warm", "program", "wait"]
+    child = subprocess.Popen(call, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=served)
+    assert child.stdout is not None
+    child.stdout.readline()
+    fork = psutil.Process(int(child.stdout.readline()))
+    child.kill()
+    child.wait()
+    until = time.monotonic() + 20
+    while fork.is_running() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not fork.is_running()
