@@ -206,12 +206,20 @@ def _pool(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Held-out rows and the rest, both without rows that have no votes, before any limit.
 
     Held-out rows of the official training file are the development file.
+
+    Raises:
+        UserError: nothing is left for one of them.
     """
     tables = [_rows(run, "train")]
     if _has_dev(run):
         tables.insert(0, table(run.votes.dataset, "dev"))
     voted = [t[counts(t).sum(1) > 0].reset_index(drop=True) for t in tables]
     first, second = voted if len(voted) > 1 else part(voted[0], run.votes.held_out, run.seed)
+    if first.empty or second.empty:
+        raise UserError(
+            f"{tables[-1].attrs['path']} has too few rows with votes, or all share an action: none"
+            " is left to train on, or to fit a temperature on."
+        )
     return first, second
 
 

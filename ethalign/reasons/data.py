@@ -178,11 +178,21 @@ def tuned(run: Run) -> pd.DataFrame:
 
 
 def training(settings: Data, seed: int) -> pd.DataFrame:
-    """Training rows within their limit; where labels are permuted, reasons move with them."""
+    """Training rows within their limit; where labels are permuted, reasons move with them.
+
+    Raises:
+        UserError: none is left without the statements of the test file.
+    """
     train = whole(settings, "train")
     if settings.drop_shared:
-        shared = train["statement"].isin(whole(settings, "test")["statement"])
-        train = train[~shared].reset_index(drop=True)
+        test = whole(settings, "test")
+        path, train = train.attrs["path"], train[~train["statement"].isin(test["statement"])]
+        if train.empty:
+            raise UserError(
+                f"every statement of {path} also stands in {test.attrs['path']}, so none is left"
+                " to train judges and thresholds on; give data.train others."
+            )
+        train = train.reset_index(drop=True)
     train = limit(train, settings.limit_train, seed)
     if settings.shuffle_labels:
         order = np.random.default_rng(seed).permutation(len(train))
