@@ -94,7 +94,8 @@ def _own(path: Path, name: str) -> pd.DataFrame:
     pairs = name == "dilemmas"
     frame = read_csv(path, ["action1", "action2", *PAIR] if pairs else [*STORY[1:], *FIVE])
     if "id" not in frame:
-        frame.insert(0, "id", [f"{path.stem}-{i}" for i in range(len(frame))])
+        stem = path.stem
+        frame.insert(0, "id", [f"{stem}-{i}" for i in range(len(frame))])
     unique(frame, path)
     return frame.assign(first=frame["action1"], second=frame["action2"]) if pairs else frame
 
@@ -284,7 +285,7 @@ def part(frame: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd
     wanted = min(max(1, round(share * len(frame))), len(frame))
     taken, sides = {*itertools.islice(walk(frame, seed), wanted)}, _sides(frame)
     used = {action for side in sides for action in frame[side].iloc[[*taken]]}
-    touched = frame[sides].isin(used).any(axis=1)
+    touched = np.array([[a in used for a in frame[side]] for side in sides]).any(axis=0)
     first, rest = frame.iloc[sorted(taken)], frame[~touched]
     return first.reset_index(drop=True), rest.reset_index(drop=True)
 
