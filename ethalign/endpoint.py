@@ -121,7 +121,7 @@ class Client:
         return self._each(
             asked,
             "text",
-            lambda c: str(c["message"]["content"] or "").replace(self._openai.api_key, "***"),
+            lambda c: self._hide(str(c["message"]["content"] or "")),
             max_tokens=max_tokens,
         )
 
@@ -153,7 +153,7 @@ class Client:
             content = self._ask(prompt, more)
             told = (content.get(name) for name in ("model", "system_fingerprint"))
             row = {"key": key, "found": read(content["choices"][0])}
-            row["served"] = " ".join(str(part) for part in told if part)
+            row["served"] = self._hide(" ".join(str(part) for part in told if part))
             with self._lock:
                 self.kept[key] = row
                 self.record["served"] = sorted({*self.record["served"], row["served"]})
@@ -176,11 +176,15 @@ class Client:
             status = getattr(error, "status_code", 503)
             reason = str(error.__cause__ or "") or error.message
         reason = "".join(c if c.isprintable() else " " for c in reason)
-        reason = reason.replace(self._openai.api_key, "***")[:200]
+        reason = self._hide(reason)[:200]
         way = f"check endpoint.url, model {self.model} and the key in {self.settings.key_env}"
         if status in (408, 409, 429) or status >= 500:
             way = "what was answered is kept, so run the same command again later"
         raise UserError(f"{self.settings.url} gave no answer ({reason}); {way}.")
+
+    def _hide(self, text: str) -> str:
+        """Text of the server's without the key, which it knows from us."""
+        return text.replace(self._openai.api_key, "***")
 
     def _before(self, request: Any) -> None:
         """Count an attempt and wait for its turn."""

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def style() -> None:
-    """Set the look of every figure: white grid, colour-blind palette, readable on a phone."""
+    """Set the look of every figure: white grid, colour-blind palette, readable on a phone.
+
+    In tables nothing is a formula: a viewer with MathJax would draw what stands between dollars.
+    """
     import matplotlib.pyplot as plt
     import seaborn as sns
 
@@ -30,6 +33,7 @@ def style() -> None:
     plt.rcParams.update(
         {"figure.dpi": 110, "figure.autolayout": True, "axes.titlelocation": "left"}
     )
+    pd.set_option("display.html.use_mathjax", False, "styler.html.mathjax", False)
 
 
 def mark(axes: Axes, note: str) -> Axes:

@@ -31,6 +31,8 @@ T = TypeVar("T")
 COLUMNS = (
     "study variant dataset stratum metric value low high n unit".split()  # noqa: SIM905
 )
+# Bytes: what is read at once from the end of a file, and how long one of progress may grow.
+BLOCK = 2**16
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "pandas", "scikit-learn")
 
 
@@ -98,26 +100,32 @@ def exclusive(lock: Path, folder: Path, wait: float = 0) -> Iterator[None]:
 
 
 def read_rows(path: Path, keys: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """The complete rows of a JSONL file; a half-written last line is left out.
+    """All of ``each_row``."""
+    return list(each_row(path, keys))
+
+
+def each_row(path: Path, keys: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+    """The complete rows of a JSONL file, one by one; a half-written last line is left out.
 
     Raises:
         UserError: a line that is no JSON object, or has not all of the ``keys``.
     """
     if not path.is_file():
-        return []
-    *lines, _ = path.read_bytes().split(b"\n")
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-            found = rows[-1].keys() >= {*keys}
-        except (ValueError, AttributeError, RecursionError):
-            found = False
-        if not found:
-            raise UserError(
-                f"{path}, line {number} is no row; delete the file to compute it anew."
-            )
-    return rows
+        return
+    with path.open("rb") as file:
+        for number, text in enumerate(file, 1):
+            if not text.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(text)
+                found = row.keys() >= {*keys}
+            except (ValueError, AttributeError, RecursionError):
+                found = False
+            if not found:
+                raise UserError(
+                    f"{path}, line {number} is no row; delete the file to compute it anew."
+                )
+            yield row
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -133,7 +141,11 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """
     path.touch()
     with path.open("rb+") as file:
-        end = file.read().rfind(b"\n") + 1
+        end = last = file.seek(0, os.SEEK_END)
+        while last and end == last:  # block by block from the end: a file may be long
+            last = max(0, end - BLOCK)
+            file.seek(last)
+            end = last + file.read(end - last).rfind(b"\n") + 1
         file.truncate(end)
         try:
             file.seek(end)
@@ -170,13 +182,13 @@ def fill(
     def name(row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row[key] for key in keys)
 
-    done = {name(row) for row in read_rows(path, keys)}
+    done = {name(row) for row in each_row(path, keys)}
     chunks = [list(items[start : start + size]) for start in range(0, len(items), size)]
     chunks = [chunk for chunk in chunks if not all(name(item) in done for item in chunk)]
     for chunk in progress(chunks, len(chunks), what, "batch"):
         # Of a chunk that was cut off, what is there already stays as it is.
         append_rows(path, [row for row in work(chunk) if name(row) not in done])
-    found = {name(row): row for row in read_rows(path)}
+    found = {name(row): row for row in each_row(path)}
     return [found[name(item)] for item in items]
 
 
@@ -315,4 +327,7 @@ def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T
     with open(path, "a") if path else contextlib.nullcontext(sys.stderr) as out:
         # Without a file: as wide as the terminal, and no bar where there is none.
         how = {"file": out, "dynamic_ncols": not path, "disable": False if path else None}
-        yield from tqdm(items, **look, **how)
+        for item in tqdm(items, **look, **how):
+            yield item
+            if path and os.fstat(out.fileno()).st_size > BLOCK:  # however long the run
+                out.truncate(0)

@@ -184,6 +184,7 @@ def _visit(context: BrowserContext, path: Path, root: Path) -> list[str]:
     page = context.new_page()
     page.on("request", requested)
     page.on("requestfailed", failed)
+    page.on("dialog", lambda dialog: (found.append(f"says {dialog.message}"), dialog.dismiss()))
     page.on("websocket", lambda socket: found.append(f"opens a socket to {socket.url}"))
     page.on("pageerror", lambda error: found.append(f"script error {str(error)[:200]}"))
     page.on("console", said)

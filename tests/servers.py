@@ -40,6 +40,7 @@ class Server(ThreadingHTTPServer):
         self.replies: list[str] = []
         self.top: list[tuple[str, Any]] = GOOD
         self.headers, self.error = {"Retry-After": "0.01"}, "no"
+        self.fingerprint = "fp_1"
         self.delay: float | Callable[[str], float] = 0.0
         self.echo: Callable[[str], str] = str.upper
         self.bodies: list[dict[str, Any]] = []
@@ -84,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
             choice["logprobs"] = None
         if fault == "no-text":
             choice["message"] = {}
-        told = {"model": f"{body['model']}-2024", "system_fingerprint": "fp_1"}
+        told = {"model": f"{body['model']}-2024", "system_fingerprint": server.fingerprint}
         reply = json.dumps({"choices": [choice], "usage": {"total_tokens": 7}, **told})
         if fault in ("cut", "drip"):
             reply = reply[: len(reply) // 2]

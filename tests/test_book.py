@@ -188,6 +188,7 @@ def test_a_browser_finds_what_is_wrong_with_a_page(tmp_path: Path) -> None:
         "a stylesheet fails with net::ERR_FILE": "<link rel='stylesheet' href='absent.css'>",
         "script error broken": "<script>throw new Error('broken')</script>",
         "script error late": "<script>Promise.reject(new Error('late'))</script>",
+        "says boo": "<img src='data:,' onerror=alert('boo')>",
         "console error alas": "<script>console.error('alas')</script>",
         "scrolls sideways by 6": "<div style='width: 1000px'>wide</div>",
         "scrolls sideways by 1": "<div style='width: 100vw'>as wide as the window</div>",

@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import command
-from servers import Server, serving
+from servers import STRANGE, Server, serving
 
-from ethalign import calibration, config, endpoint, study
+from ethalign import calibration, config, endpoint, records, study
 from ethalign.ambiguity import data, evaluate
 from ethalign.ambiguity.settings import Run
 from ethalign.config import UserError
 
 KEY = "sk-very-secret/key"
+SECRETS = {"OPENAI_API_KEY": KEY, "DB_PASSWORD": "canary-in-a-mine"}
 
 
 @pytest.fixture
@@ -393,14 +394,66 @@ def test_a_tuned_variant_cannot_be_asked_behind_a_server(server: Server) -> None
         study.find("ambiguity").preflight(run)
 
 
+FAULTS: list[int | str] = [*(400, 401, 403, 429, 500, 307), *STRANGE, "cut", "drip"]
+FAULTS += ["no-logprobs", "nan"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_a_server_does_no_secret_is_told_or_kept(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    fault: int | str,
+) -> None:
+    """A whole stage, whose server answers a while, and then repeats what it should not."""
+    caplog.set_level(logging.DEBUG)
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    server.error, server.fingerprint = f"told {' and '.join(SECRETS.values())}", f"fp {KEY}"
+    server.headers["Location"] = f"{server.url}/elsewhere"
+    server.script = [*[None] * 9, *[fault] * 99]
+    if fault == "nan":
+        server.script, server.top = [], [(f"first {KEY}", math.nan)]
+    settings = {"endpoint.url": server.url, "endpoint.retries": 0, "endpoint.timeout": 0.5}
+    settings |= {"endpoint.per_minute": 100_000, "model.id": "some-model"}
+    job = study.job("ambiguity", "evaluate", "zero-shot", "smoke", 0, settings, tmp_path)
+    with pytest.raises(UserError) as caught:
+        job.compute()
+    shown = str(caught.value) + caplog.text + "".join(capfd.readouterr())
+    assert not leaks(tmp_path, shown)
+    assert records.stages(job.where)["evaluate"]["status"] == "failed"
+
+
+def leaks(folder: Path, shown: str) -> list[str]:
+    """Where a secret stands: on the screen, or in a file below a folder."""
+    texts = {"screen": shown} | {
+        str(path): path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()
+    }
+    return [place for place, text in texts.items() if any(s in text for s in SECRETS.values())]
+
+
 def test_the_whole_evaluation_runs_against_a_server(server: Server, tmp_path: Path) -> None:
     settings = [f"endpoint.url={server.url}", "model.id=some-model", "endpoint.per_minute=100000"]
     call = ["run", "ambiguity", "--variant", "zero-shot", "--scale", "smoke"]
-    done = command(*call, "--runs", tmp_path, "--set", *settings)
+    # First it is refused, by a server that repeats the key.
+    secrets = " and ".join(SECRETS.values())
+    server.script, server.error = [401] * 99, json.dumps({"error": {"message": f"Is {secrets}"}})
+    server.headers["Content-Type"] = "application/json"
+    done = command(*call, "--runs", tmp_path, "--set", *settings, **SECRETS)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Is *** and ***" in done.stderr
+    assert not leaks(tmp_path, done.stderr)
+    server.script, server.bodies = [429, 500, "cut"], []
+    server.fingerprint = f"fp_1 {KEY}"
+    done = command(*call, "--runs", tmp_path, "--set", *settings, **SECRETS)
     assert done.returncode == 0, done.stderr
+    assert not leaks(tmp_path, done.stdout + done.stderr)
     where = tmp_path / "ambiguity" / "smoke" / "some-model" / "zero-shot" / "0"
     record = json.loads((where / "run.json").read_text())
     assert record["stages"]["evaluate"]["model"]["device"] == server.url
-    assert record["stages"]["evaluate"]["model"]["served"] == ["some-model-2024 fp_1"]
+    assert record["stages"]["evaluate"]["model"]["served"] == ["some-model-2024 fp_1 ***"]
     assert not (where / "answers.jsonl").exists()
-    assert len(server.bodies) == 2 * len((where / "predictions.jsonl").read_text().splitlines())
+    asked = 2 * len((where / "predictions.jsonl").read_text().splitlines())
+    assert len(server.bodies) == 3 + asked

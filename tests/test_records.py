@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,41 @@ def test_rows_are_filled_in_and_resumed_without_asking_twice(tmp_path: Path) -> 
 def test_an_empty_table_is_an_empty_file(tmp_path: Path) -> None:
     records.write(tmp_path / "rows.jsonl", pd.DataFrame())
     assert records.read_rows(tmp_path / "rows.jsonl") == []
+
+
+def test_a_long_file_is_gone_through_without_being_held(tmp_path: Path) -> None:
+    """Rows are appended, and counted, in little memory, whatever was written before."""
+    path = tmp_path / "predictions.jsonl"
+    line = records.line({"id": 1, "text": "x" * 4000})
+    path.write_text(line * 5000 + line[:-9])
+    tracemalloc.start()
+    try:
+        records.append_rows(path, [{"id": 2}])
+        assert sum(row["id"] for row in records.each_row(path)) == 5002
+        assert tracemalloc.get_traced_memory()[1] < 4 * records.BLOCK < path.stat().st_size / 50
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2.5])
+def test_half_a_line_longer_than_a_block_is_cut_off(tmp_path: Path, blocks: float) -> None:
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"id": 1}\n' * int(blocks > 1) + "x" * int(blocks * records.BLOCK))
+    records.append_rows(path, [{"id": 2}])
+    assert path.read_text() == '{"id": 1}\n' * int(blocks > 1) + '{"id": 2}\n'
+
+
+def test_the_progress_of_a_long_run_stays_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "progress"
+    monkeypatch.setenv("ETHALIGN_PROGRESS", str(path))
+    monkeypatch.setattr(records, "BLOCK", 1000)
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    sizes = []
+    for k in records.progress(range(60), 60, "counting", "item"):
+        if k % 3 == 0:  # as if a second had passed
+            path.write_text(path.read_text() + "\r" + "x" * 99)
+        sizes.append(path.stat().st_size)
+    assert max(sizes) < 1300
+    assert len(sizes) == 60

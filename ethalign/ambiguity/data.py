@@ -94,7 +94,8 @@ def _own(path: Path, name: str) -> pd.DataFrame:
     pairs = name == "dilemmas"
     frame = read_csv(path, ["action1", "action2", *PAIR] if pairs else [*STORY[1:], *FIVE])
     if "id" not in frame:
-        frame.insert(0, "id", [f"{path.stem}-{i}" for i in range(len(frame))])
+        stem = path.stem
+        frame.insert(0, "id", [f"{stem}-{i}" for i in range(len(frame))])
     unique(frame, path)
     return frame.assign(first=frame["action1"], second=frame["action2"]) if pairs else frame
 
@@ -206,12 +207,20 @@ def _pool(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Held-out rows and the rest, both without rows that have no votes, before any limit.
 
     Held-out rows of the official training file are the development file.
+
+    Raises:
+        UserError: nothing is left for one of them.
     """
     tables = [_rows(run, "train")]
     if _has_dev(run):
         tables.insert(0, table(run.votes.dataset, "dev"))
     voted = [t[counts(t).sum(1) > 0].reset_index(drop=True) for t in tables]
     first, second = voted if len(voted) > 1 else part(voted[0], run.votes.held_out, run.seed)
+    if first.empty or second.empty:
+        raise UserError(
+            f"{tables[-1].attrs['path']} has too few rows with votes, or all share an action: none"
+            " is left to train on, or to fit a temperature on."
+        )
     return first, second
 
 
@@ -276,7 +285,7 @@ def part(frame: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd
     wanted = min(max(1, round(share * len(frame))), len(frame))
     taken, sides = {*itertools.islice(walk(frame, seed), wanted)}, _sides(frame)
     used = {action for side in sides for action in frame[side].iloc[[*taken]]}
-    touched = frame[sides].isin(used).any(axis=1)
+    touched = np.array([[a in used for a in frame[side]] for side in sides]).any(axis=0)
     first, rest = frame.iloc[sorted(taken)], frame[~touched]
     return first.reset_index(drop=True), rest.reset_index(drop=True)
 

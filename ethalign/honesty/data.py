@@ -131,7 +131,7 @@ def probes(run: Run) -> pd.DataFrame:
     Their labels are ``known`` and ``unknown``, their answer is ``gold_answer`` or ``answers``.
 
     Raises:
-        UserError: a missing file, or a row without one of the fields.
+        UserError: a missing or an empty file, or a row without one of the fields.
     """
     path, rows = ROOT / str(run.honesty.probes), []
     if not path.is_file():
@@ -153,6 +153,8 @@ def probes(run: Run) -> pd.DataFrame:
             )
         except KeyError as error:
             raise UserError(f"{path}, row {number + 1} has no field {error}.") from None
+    if not rows:
+        raise UserError(f"{path} holds no probed question.")
     return data.limit(pd.DataFrame(rows), run.tuning.rows, run.seed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from ethalign.reasons.settings import Columns, Data, Run
 from ethalign.sources import Source
 
 SOURCES = sources.declared("reasons")
+_WORD = re.compile(r"[\w']+")
 JUSTICE = ("justice-train", "justice-test")
 
 
@@ -147,17 +149,19 @@ def tests(run: Run) -> dict[str, pd.DataFrame]:
     the training file, else ``clean``; ``seen``, whether a language model is tuned on it;
     ``family``, see ``families``; and ``near``, whether a training statement is of its family.
     """
-    known, taught = whole(run.data, "train")["statement"], tuned(run)["statement"]
-    relatives = families(known)
+    # Sets: pandas would go through a million statements once for every table.
+    known, taught = {*whole(run.data, "train")["statement"]}, {*tuned(run)["statement"]}
+    relatives = {*map(opening, known)}
     tables = [whole(run.data, "test")]
     if run.data.cross:
         tables.append(ethos("ethos", "test", run.data.source))
     found = {}
     for table in tables:
-        table["stratum"] = np.where(table["statement"].isin(known), "contaminated", "clean")
-        table["seen"] = table["statement"].isin(taught)
-        table["family"] = families(table["statement"])
-        table["near"] = table["family"].isin(relatives)
+        statements = table["statement"]
+        table["stratum"] = np.where([s in known for s in statements], "contaminated", "clean")
+        table["seen"] = [s in taught for s in statements]
+        table["family"] = families(statements)
+        table["near"] = [opening(s) in relatives for s in statements]
         table["dataset"] = name = str(table.attrs["dataset"])
         found[name] = limit(table, run.data.limit_test, 0)
     return found
@@ -168,8 +172,12 @@ def families(statements: pd.Series[str]) -> pd.Series[str]:
 
     Case and punctuation do not count. A name is a hash, so that records hold no words.
     """
-    opening = statements.str.lower().str.findall(r"[\w']+").str[:4].str.join(" ")
-    return opening.map(lambda words: digest(words)[:8])
+    return statements.map(lambda text: digest(opening(text))[:8])
+
+
+def opening(statement: str) -> str:
+    """The words by which a statement belongs to its family."""
+    return " ".join(itertools.islice(_WORD.findall(statement.lower()), 4))
 
 
 def tuned(run: Run) -> pd.DataFrame:
@@ -178,11 +186,21 @@ def tuned(run: Run) -> pd.DataFrame:
 
 
 def training(settings: Data, seed: int) -> pd.DataFrame:
-    """Training rows within their limit; where labels are permuted, reasons move with them."""
+    """Training rows within their limit; where labels are permuted, reasons move with them.
+
+    Raises:
+        UserError: none is left without the statements of the test file.
+    """
     train = whole(settings, "train")
     if settings.drop_shared:
-        shared = train["statement"].isin(whole(settings, "test")["statement"])
-        train = train[~shared].reset_index(drop=True)
+        test = whole(settings, "test")
+        path, train = train.attrs["path"], train[~train["statement"].isin(test["statement"])]
+        if train.empty:
+            raise UserError(
+                f"every statement of {path} also stands in {test.attrs['path']}, so none is left"
+                " to train judges and thresholds on; give data.train others."
+            )
+        train = train.reset_index(drop=True)
     train = limit(train, settings.limit_train, seed)
     if settings.shuffle_labels:
         order = np.random.default_rng(seed).permutation(len(train))

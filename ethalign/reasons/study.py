@@ -16,8 +16,9 @@ _TRAIN = "source train test columns labels limit_train drop_shared repair_encodi
 
 
 def preflight(run: Run) -> None:
-    """Refuse tables that are missing or off their schema."""
+    """Refuse tables that are missing, off their schema, or the same for training and test."""
     data.tests(run)
+    data.untouched(run.data, run.seed)
 
 
 def work(run: Run, stage: str) -> int:

@@ -538,6 +538,30 @@ def table_huge_cell(scene: Scene) -> Seen:
     return refused(own(scene, text), "row 3, column Statement", "10,000 characters")
 
 
+def table_leaves_nothing(scene: Scene) -> Seen:
+    """In every study, before anything is loaded."""
+
+    def check(name: str, variant: str, text: str, **more: str) -> Callable[[], Any]:
+        path = scene.home / f"{len(list(scene.home.iterdir()))}"
+        path.write_text(text)
+        given = {key.replace("__", "."): str(path) for key in more}
+        run = config.load(name, variant, "smoke", overrides=given)
+        return lambda: study.find(name).preflight(run)
+
+    own = {"data__train": "", "data__test": ""}
+    pairs = "action1,action2,votes1,votes2\n"
+    rows = "Statement,Label\nI lied.,1\nI helped.,0\n"
+    return all_refused(
+        {
+            "every statement of": check("reasons", "pretrained", rows, **own),
+            "give data.train others": check("reasons", "L-leak-free", rows, **own),
+            "share an action": check("ambiguity", "soft", f"{pairs}a,b,1,2\na,c,2,1\n", **own),
+            "too few rows with votes": check("ambiguity", "hard", f"{pairs}a,b,0,0\n", **own),
+            "no probed question": check("honesty", "knowledge", "", honesty__probes=""),
+        }
+    )
+
+
 def table_one_label(scene: Scene) -> Seen:
     said: list[str] = []
     scene.patch.setattr(reasons, "warn", said.append)
