@@ -101,7 +101,7 @@ def cells(study: str, page: str, upto: str, runs: Path, **parameters: object) ->
     import matplotlib as mpl
 
     mpl.use("Agg")
-    known: dict[str, Any] = {"display": lambda *shown: known.setdefault("shown", []).extend(shown)}
+    known: dict[str, Any] = {"display": lambda *shown: None}
     content = json.loads((ROOT / "notebooks" / study / f"{page}.ipynb").read_text())
     for cell in content["cells"]:
         if cell["cell_type"] == "code":
