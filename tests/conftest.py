@@ -96,7 +96,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def cells(study: str, page: str, upto: str, runs: Path, **parameters: object) -> dict[str, Any]:
+def cells(study: str, page: str, upto: str, runs: Path, **parameters: Any) -> dict[str, Any]:
     """What the code cells of a notebook leave behind, up to the one of that id, at scale smoke."""
     import matplotlib as mpl
 
@@ -113,7 +113,7 @@ def cells(study: str, page: str, upto: str, runs: Path, **parameters: object) ->
     raise LookupError(upto)
 
 
-def fooled(name: str, doctored: Callable[[Any], Any], *page: Any, **given: object) -> None:
+def fooled(name: str, doctored: Callable[[Any], Any], *page: Any, **given: Any) -> None:
     """The lesson on a page fails where a function of the library gives something else."""
     right: Any = pydoc.locate(name)
     with pytest.MonkeyPatch.context() as patch:

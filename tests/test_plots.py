@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pages
 import pandas as pd
 import pytest
+from playwright.sync_api import Page
 
 from ethalign import plots
 from ethalign.config import ROOT
@@ -25,7 +27,7 @@ def test_a_slider_moves_by_keyboard_and_shows_everything_without_scripts(tmp_pat
         f"<body>{plots.slider('heat', states, 1)}<script src={script}></script></body>"
     )
 
-    def shown(browser: pages.Page) -> list[str]:
+    def shown(browser: Page) -> list[str]:
         return [f.inner_text() for f in browser.locator("figure").all() if f.is_visible()]
 
     with pages.opened(java_script_enabled=False) as context:
@@ -49,7 +51,7 @@ def test_a_model_that_only_remembers_is_right_where_it_has_seen_or_guesses_well(
     """Against the count of a model that has stored the first rows and gives all others label 0."""
     labels, seen = np.array([1, 0, 1, 0, 0, 1, 0, 0]), 3
     guessed = np.where(np.arange(8) < seen, labels, 0)
-    axes = of_reasons.memory(seen / 8, (labels[seen:] == 0).mean())
+    axes: Any = of_reasons.memory(seen / 8, (labels[seen:] == 0).mean())
     assert list(axes.lines[-1].get_xdata()) == [100 * (guessed == labels).mean()] * 2
     assert sum(bar.get_width() for bar in axes.patches[:3]) == pytest.approx(100)
 

@@ -165,7 +165,7 @@ def test_an_edit_elsewhere_leaves_a_stage_as_it_is(runs: Path) -> None:
 @pytest.mark.parametrize("dataset", ["dilemmas", "anecdotes"])
 def test_the_urn_of_the_lesson_agrees_with_the_library(dataset: str, tmp_path: Path) -> None:
     page = ("ambiguity", "explore", "explore-box-2", tmp_path)
-    given = {"overrides": {"votes.dataset": dataset}}
+    given: dict[str, Any] = {"overrides": {"votes.dataset": dataset}}
     found = cells(*page, **given)
     balls = found["drawn"].filter(like="balls").sum(axis=1)
     assert list(balls - balls.iloc[0]) == pytest.approx([*range(len(balls))]), "one more a vote"

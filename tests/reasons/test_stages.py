@@ -198,7 +198,7 @@ def test_the_results_page_is_given_printed_figures_of_ones_own() -> None:
 
 def test_the_lessons_agree_with_the_library(runs: Path) -> None:
     """What a cell computes by hand is compared there; against a library that errs it fails."""
-    given = {"overrides": SETTINGS, "variant": "LR"}
+    given: dict[str, Any] = {"overrides": SETTINGS, "variant": "LR"}
     finetuning, evaluation = (("reasons", stage) for stage in ("finetune", "evaluate"))
     tuned = cells(*finetuning, "finetune-box-6", runs, **given)
     targets = tuned["tokens"].loc[tuned["tokens"]["label"] != -100]
