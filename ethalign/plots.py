@@ -174,15 +174,15 @@ def svg(figure: Figure, alt: str) -> str:
 
 
 def slider(label: str, states: Sequence[tuple[str, Figure, str]], start: int = 0) -> str:
-    """Figures as the places of a slider, each with its name and its text as for ``svg``.
+    """Figures as the places of a slider, each with its name and what it shows in words.
 
     ``slider.js`` shows one of them at a time, at first the one of place ``start``. Without it
     all stand side by side, and say the same.
     """
     figures = "".join(
-        f"<figure><figcaption>{html.escape(f'{label}: {name}')}</figcaption>{svg(figure, alt)}"
-        "</figure>"
-        for name, figure, alt in states
+        f"<figure><figcaption>{html.escape(f'{label} {name}: {told}')}</figcaption>"
+        f"{svg(figure, told)}</figure>"
+        for name, figure, told in states
     )
     named = f'data-label="{html.escape(label)}" data-start="{start}"'
     return f'<div class="slider" {named}>{figures}</div>'

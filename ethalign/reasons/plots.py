@@ -57,8 +57,7 @@ def memory(seen: float, majority: float) -> Axes:
     for (name, width), (colour, hatch) in zip(parts.items(), looks, strict=True):
         axes.barh(0, 100 * width, left=100 * left, color=colour, hatch=hatch, label=name)
         left += width
-    right = 1 - parts["wrong"]
-    axes.axvline(100 * right, color="black", linewidth=2)
-    axes.set(title=f"accuracy {right:.1%}", xlim=(0, 100), xlabel="test rows (%)", yticks=[])
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.8), ncols=3, frameon=False)
+    axes.axvline(100 * (1 - parts["wrong"]), color="black", linewidth=2)
+    axes.set(xlim=(0, 100), xlabel="test rows (%)", yticks=[])
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6), ncols=3, frameon=False)
     return axes
