@@ -26,6 +26,7 @@ from ethalign import (
     tables,
 )
 from ethalign.config import ROOT
+from ethalign.data import SAMPLES
 from ethalign.study import Job
 
 BOOK = ROOT / "book"
@@ -209,6 +210,7 @@ def _inputs() -> str:
     files = [p for p in BOOK.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files = [p for p in files if p.parent != GENERATED or p.name == "toc.yml"]
     files += [ROOT / "_config.yml", FAULTS, SPEED, *(ROOT / "ethalign").rglob("*.py")]
+    files += SAMPLES.glob("*.csv")  # handouts
     files += (ROOT / "configs").rglob("*.yaml")
     files += [p for p in results.RESULTS.rglob("*.json*") if p.is_file()]
     return "".join(f"{os.path.relpath(p, ROOT)} {sources.sha256(p)}\n" for p in sorted(files))

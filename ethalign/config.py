@@ -112,78 +112,81 @@ class Data(Section):
 class Model(Section):
     """Which causal language model, and how it is held in memory."""
 
-    id: str = Field("smollm2-135m-instruct", description="packaged name, org/name, or a folder")
+    id: str = Field("smollm2-135m-instruct", description="a packaged name, org/name, or a folder")
     revision: str | None = Field(None, description="commit of a Hub model; recorded if left out")
     sha256: str | None = Field(None, description="expected SHA-256 over the weight files")
     tokenizer: str | None = Field(None, description="tokenizer of another model (Hub id or path)")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: the fastest")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the weights; auto: bfloat16 where it is native"
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        "auto", description="device; auto: the fastest"
     )
-    quantization: Literal["none", "nf4"] = Field("none", description="nf4 = QLoRA's 4 bits")
-    double_quantization: bool = Field(False, description="quantize the scales of nf4 as well")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="number format of the weights; auto is bfloat16 where it is native"
+    )
+    quantization: Literal["none", "nf4"] = Field("none", description="nf4 is QLoRA's 4 bits")
+    double_quantization: bool = Field(False, description="also quantize the scales of nf4")
 
 
 class Tuning(Section):
     """LoRA fine-tuning."""
 
-    enabled: bool = Field(True, description="false for the model as it is")
+    enabled: bool = Field(True, description="tune at all; false is the model as it is")
     rows: int | None = Field(None, ge=1, description="tune on this many of the training rows")
     epochs: int = Field(2, ge=1, description="passes over the rows")
     lr: float = Field(5.0e-4, gt=0, description="learning rate, at its highest")
     batch_size: int = Field(8, ge=1, description="rows per forward pass")
     accumulation: int = Field(1, ge=1, description="forward passes per update")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "cosine", description="of the learning rate"
+        "cosine", description="course of the learning rate"
     )
     warmup: float = Field(0.05, ge=0, le=1, description="share of updates with a rising rate")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
-    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are clipped")
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients longer than this are clipped")
     optimizer: Literal["adamw", "paged_adamw_32bit"] = Field(
-        "adamw", description="paged_adamw_32bit needs bitsandbytes"
+        "adamw", description="the optimiser; paged_adamw_32bit needs bitsandbytes"
     )
     max_length: int = Field(512, ge=8, description="tokens per row; longer rows lose their end")
     lora_r: int = Field(16, ge=1, description="rank of the adapters")
-    lora_alpha: int = Field(32, ge=1, description="their scale is lora_alpha / lora_r")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="before the adapters")
+    lora_alpha: int = Field(32, ge=1, description="adapters are scaled by lora_alpha / lora_r")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on what the adapters read")
     lora_targets: Literal["all-linear", "default"] = Field(
-        "all-linear", description="default = PEFT's own choice (query and value)"
+        "all-linear",
+        description="adapted layers; default is PEFT's choice (query and value)",
     )
     loss: Literal["completion", "sequence"] = Field(
-        "completion", description="sequence also trains on prompt tokens, as the papers did"
+        "completion", description="tokens to learn; sequence has those of the prompt as well"
     )
-    append_eos: bool = Field(True, description="false: the model never learns to stop")
+    append_eos: bool = Field(True, description="teach where to stop; false as in some notebooks")
     packing: bool = Field(False, description="join rows into blocks of max_length")
-    checkpoint_every: int = Field(20, ge=1, description="updates between checkpoints")
+    checkpoint_every: int = Field(20, ge=1, description="save after so many updates")
 
 
 class Evaluation(Section):
     """Scoring and generating."""
 
     batch_size: int = Field(16, ge=1, description="items per forward pass")
-    bootstrap: int = Field(1000, ge=10, description="draws for intervals")
+    bootstrap: int = Field(1000, ge=10, description="bootstrap draws behind an interval")
 
 
 class Encoder(Section):
     """Fine-tuning of an encoder classifier."""
 
-    encoder: str = Field("minilm-l6", description="packaged name, org/name, or a folder")
-    encoder_epochs: int = Field(4, ge=1, description="passes over the training rows")
-    encoder_lr: float = Field(1.0e-4, gt=0, description="learning rate")
-    encoder_accumulation: int = Field(1, ge=1, description="forward passes per update")
+    encoder: str = Field("minilm-l6", description="encoder: packaged, org/name, or a folder")
+    encoder_epochs: int = Field(4, ge=1, description="passes of the encoder over its rows")
+    encoder_lr: float = Field(1.0e-4, gt=0, description="learning rate of the encoder")
+    encoder_accumulation: int = Field(1, ge=1, description="forward passes of the encoder per update")
 
 
 class Endpoint(Section):
     """An OpenAI-compatible server in the place of a local model."""
 
-    url: str | None = Field(None, description="base URL, e.g. http://localhost:8000/v1")
+    url: str | None = Field(None, description="its address, e.g. http://localhost:8000/v1")
     key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key")
     top: int = Field(20, ge=2, le=20, description="log-probabilities asked for per token")
     max_requests: int = Field(6000, ge=1, description="refuse to send more: the guard of costs")
-    per_minute: int = Field(600, ge=1, description="requests a minute")
+    per_minute: int = Field(600, ge=1, description="send at most so many requests a minute")
     concurrent: int = Field(4, ge=1, le=64, description="requests under way at once")
     timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
-    retries: int = Field(5, ge=0, description="after 429, 5xx, time-outs and broken answers")
+    retries: int = Field(5, ge=0, description="tries after 429, 5xx, time-outs, broken answers")
 
     @field_validator("url", "key_env")
     @classmethod

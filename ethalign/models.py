@@ -64,7 +64,7 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
     """Bring a causal language model into memory; ``seed`` draws the weights of ``random-tiny``.
 
     Raises:
-        UserError: an id that cannot be had, bytes that do not match, or hardware that is missing.
+        UserError: an unknown id, bytes that do not match, or hardware that is missing.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -175,3 +175,18 @@ def svg(figure: Figure, alt: str) -> str:
     plt.close(figure)
     image = f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
     return f'<div class="figure" tabindex="0">{image}</div>'
+
+
+def slider(label: str, states: Sequence[tuple[str, Figure, str]], start: int = 0) -> str:
+    """Figures as the places of a slider, each with its name and what it shows in words.
+
+    ``slider.js`` shows one of them at a time, at first the one of place ``start``. Without it
+    all stand side by side, and say the same.
+    """
+    figures = "".join(
+        f"<figure><figcaption>{html.escape(f'{label} {name}: {told}')}</figcaption>"
+        f"{svg(figure, told)}</figure>"
+        for name, figure, told in states
+    )
+    named = f'data-label="{html.escape(label)}" data-start="{start}"'
+    return f'<div class="slider" {named}>{figures}</div>'

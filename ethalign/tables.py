@@ -19,6 +19,9 @@ SPAN = ("difference", "low", "high", "unit")
 WORDS = {
     "auc": "AUC",
     "auroc": "AUROC",
+    "macro_f1": "macro-F1",
+    "brier": "Brier score",
+    "ece": "calibration error",
     "contaminated": "rows in the training file",
     "clean": "rows not in the training file",
     "all": "all rows",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
+import pydoc
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -91,3 +94,29 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert f"{len(study.plan(name, (), 'smoke'))} notebooks executed" in ran.stdout
         done.touch()
     return folder
+
+
+def cells(study: str, page: str, upto: str, runs: Path, **parameters: Any) -> dict[str, Any]:
+    """What the code cells of a notebook leave behind, up to the one of that id, at scale smoke."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    known: dict[str, Any] = {"display": lambda *shown: None}
+    content = json.loads((ROOT / "notebooks" / study / f"{page}.ipynb").read_text())
+    for cell in content["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), known)
+        if "parameters" in cell["metadata"].get("tags", []):
+            known |= {"scale": "smoke", "runs": str(runs), **parameters}
+        if cell["id"] == upto:
+            return known
+    raise LookupError(upto)
+
+
+def fooled(name: str, doctored: Callable[[Any], Any], *page: Any, **given: Any) -> None:
+    """The lesson on a page fails where a function of the library gives something else."""
+    right: Any = pydoc.locate(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(name, lambda *those, **how: doctored(right(*those, **how)))
+        with pytest.raises(AssertionError):
+            cells(*page, **given)

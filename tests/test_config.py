@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import re
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
-from ethalign import config, study
+from ethalign import book, config, study
 from ethalign.config import UserError
 
 
@@ -113,6 +115,28 @@ def test_nested_keeps_every_value(dotted: dict[str, int]) -> None:
         for part in key.split("."):
             found = found[part]
         assert found == value
+
+
+@pytest.mark.parametrize("name", config.studies())
+def test_every_parameter_has_a_meaning_that_stands_by_itself(name: str) -> None:
+    """In a table, where neither the name of the block nor that of a neighbour explains it."""
+    told: dict[str, str] = {}
+    for key, *_, about in config.parameters(study.find(name).run):
+        if key in ("study", "variant", "scale", "seed"):  # coordinates, which are not in it
+            continue
+        assert len(re.findall(r"\w+", about)) > 2, f"{key}: {about!r}"
+        assert not re.match(r"(of|before|after|where|false|true|auto)\b", about), (
+            f"{key}: {about!r}"
+        )
+        assert not about.endswith("."), key
+        assert about not in told, f"{key} is said to be what {told.get(about)} is"
+        told[about] = key
+
+
+def test_markup_in_a_meaning_is_shown_and_not_followed() -> None:
+    shown = html.unescape(MarkdownIt().enable("table").render(book.parameter_table()))
+    assert "write <s> into the text" in shown
+    assert "&lt;s&gt; into" in MarkdownIt().enable("table").render(book.parameter_table())
 
 
 def test_paper_scales_hold_the_authors_settings() -> None:

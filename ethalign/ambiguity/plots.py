@@ -42,9 +42,10 @@ def reliability(curves: Mapping[str, Sequence[Group]]) -> Axes:
         p, share, low, high, _ = np.array(groups).T
         axes.fill_between(p, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(p, share, "o-", color=colour, linewidth=1, label=name)
-    ends = axes.get_xlim()
-    axes.plot(ends, ends, "--", color="black", linewidth=1, label="calibrated")
-    axes.set(xlabel="probability of the first answer", ylabel="share of votes for it", xlim=ends)
+    axes.axline(
+        (0.5, 0.5), slope=1, linestyle="--", color="black", linewidth=1, label="calibrated"
+    )
+    axes.set(xlabel="probability of the first answer", ylabel="share of votes for it")
     axes.legend(frameon=False)
     return axes
 

@@ -40,6 +40,16 @@ def known_counts(sampled: pd.DataFrame, m: int) -> Axes:
     return axes
 
 
+def threshold(sampled: pd.DataFrame, m: int, tau: float) -> Axes:
+    """``known_counts`` with the questions shaded that are declined below a share tau of m."""
+    axes = known_counts(sampled, m)
+    end = np.ceil(round(tau * m, 6)) - 0.5
+    axes.axvspan(-0.5, end, color="#999999", alpha=0.3, zorder=0)
+    axes.axvline(end, color="black", linewidth=2)
+    axes.set(xlim=(-0.6, m + 0.6))
+    return axes
+
+
 def sweep(found: Mapping[str, Sequence[tuple[float, Any]]], trained: pd.DataFrame) -> None:
     """An oracle's scores (see ``scores.threshold_sweep``) against the threshold of declining.
 

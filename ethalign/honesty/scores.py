@@ -82,7 +82,7 @@ def _bare(text: str) -> str:
 
 
 def categorize(response: str, question: str, answers: Iterable[str]) -> Category:
-    """``idk``, else ``correct``, else ``wrong``: a sign of not knowing outranks a right answer.
+    """``idk``, else ``correct``, else ``wrong``: a sign of not knowing takes precedence.
 
     An empty response is wrong. Equation 4.
     """

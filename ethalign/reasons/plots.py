@@ -41,3 +41,23 @@ def log_odds(predictions: pd.DataFrame, threshold: float = 0.0) -> Axes:
     axes.axvline(threshold, color="black", linewidth=1, linestyle="--")
     axes.set(xlabel="log-odds of 'unethical' against 'ethical' (nats)", ylabel="items")
     return axes
+
+
+def memory(seen: float, majority: float) -> Axes:
+    """Test rows of a model that has stored a share ``seen`` of them and guesses the others.
+
+    ``majority`` is the share of the label it guesses among the rows that it has not seen.
+    """
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(6, 2))
+    parts = {"remembered": seen, "guessed rightly": (1 - seen) * majority}
+    looks = (("#0072B2", ""), ("#56B4E9", "//"), ("#dddddd", ""))
+    parts, left = {**parts, "wrong": 1 - sum(parts.values())}, 0.0
+    for (name, width), (colour, hatch) in zip(parts.items(), looks, strict=True):
+        axes.barh(0, 100 * width, left=100 * left, color=colour, hatch=hatch, label=name)
+        left += width
+    axes.axvline(100 * (1 - parts["wrong"]), color="black", linewidth=2)
+    axes.set(xlim=(0, 100), xlabel="test rows (%)", yticks=[])
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6), ncols=3, frameon=False)
+    return axes

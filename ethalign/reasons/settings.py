@@ -15,9 +15,9 @@ Label = Literal["ethical", "unethical"]
 class Columns(Section):
     """Names of the columns in the user's own CSV."""
 
-    statement: str = Field("Statement", description="column of an own CSV with the texts")
-    label: str = Field("Label", description="column of an own CSV with their labels")
-    reason: str = Field("Reason", description="column of an own CSV with reasons; may be missing")
+    statement: str = Field("Statement", description="column with the texts, in a CSV of your own")
+    label: str = Field("Label", description="column with their labels")
+    reason: str = Field("Reason", description="column with their reasons; may be missing")
 
 
 class Data(config.Data):
@@ -51,10 +51,10 @@ class Evaluation(config.Evaluation):
     """Scoring and generating."""
 
     max_new_tokens: int | None = Field(
-        None, ge=1, description="of a written text; null: what 99 % of the human reasons need"
+        None, ge=1, description="tokens of a text, at most; null: what 99 % of human reasons need"
     )
-    temperature: float = Field(0.0, ge=0, description="of written answers; 0 is greedy")
-    generate: bool = Field(True, description="false: log-probabilities only")
+    temperature: float = Field(0.0, ge=0, description="temperature of answers; 0 is greedy")
+    generate: bool = Field(True, description="write answers; false: log-probabilities only")
     limit_generate: int | None = Field(None, ge=0, description="write answers for this many items")
     threshold_rows: int = Field(
         200, ge=1, description="training rows that set the threshold of the corrected verdict"
@@ -64,7 +64,7 @@ class Evaluation(config.Evaluation):
 class Baselines(config.Encoder):
     """Classifiers, the encoder and the learned judge."""
 
-    folds: int = Field(10, ge=2, description="folds of the ETHOS protocol")
+    folds: int = Field(10, ge=2, description="folds of the cross-validation on ETHOS")
     judge_epochs: int = Field(3, ge=1, description="passes of the judge over its pairs")
     judge_rows: int | None = Field(None, ge=8, description="training statements for the judge")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import cells, fooled
 
 from ethalign import code, endpoint, records, results, sources, study
 from ethalign.ambiguity import data, encode, evaluate, finetune
@@ -159,3 +160,16 @@ def test_an_edit_elsewhere_leaves_a_stage_as_it_is(runs: Path) -> None:
     assert job("evaluate", runs, {"tuning.lr": 0.1}).state() == "anew", "its adapter is another"
     rows, plain = (job("evaluate", runs, o, "zero-shot") for o in ({"tuning.rows": 3}, None))
     assert rows.fingerprint() == plain.fingerprint()
+
+
+@pytest.mark.parametrize("dataset", ["dilemmas", "anecdotes"])
+def test_the_urn_of_the_lesson_agrees_with_the_library(dataset: str, tmp_path: Path) -> None:
+    page = ("ambiguity", "explore", "explore-box-2", tmp_path)
+    given: dict[str, Any] = {"overrides": {"votes.dataset": dataset}}
+    found = cells(*page, **given)
+    balls = found["drawn"].filter(like="balls").sum(axis=1)
+    assert list(balls - balls.iloc[0]) == pytest.approx([*range(len(balls))]), "one more a vote"
+    alpha = found["alpha"]
+    assert found["drawn"]["probability"].iloc[0] == alpha[0] / alpha.sum()
+    name = "ethalign.calibration.dirichlet_multinomial_nll"
+    fooled(name, lambda nll: nll + 1e-4, *page, **given)

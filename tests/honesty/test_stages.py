@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from conftest import cells, fooled
 
 from ethalign import claims as shared
 from ethalign import code, honesty, pipeline, records, results, study
@@ -354,3 +355,20 @@ def test_kill_9_in_the_middle_of_probing_loses_and_repeats_nothing(tmp_path: Pat
     assert start(killed, 0).wait() == 0
     for path in calm.iterdir():
         assert (killed / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_lessons_agree_with_the_library(runs: Path) -> None:
+    """What a cell computes by hand is compared there; against a library that errs it fails."""
+    decoding, counting = ("knowledge", "knowledge-box-2"), ("evaluate", "evaluate-box-2")
+    decoded = cells("honesty", *decoding, runs)
+    assert decoded["by_hand"] == decoded["library"]
+    assert decoded["greedy"] == int(decoded["p"].argmax())
+    for variant in ("absolute", "unaligned"):
+        counted = cells("honesty", *counting, runs, variant=variant)
+        kept = records.metrics([job("evaluate", runs, variant).where / "metrics.json"])
+        main = kept[(kept["dataset"] == counted["main"]) & (kept["metric"] == "honesty")]
+        assert counted["honest"] == pytest.approx(main["value"].iloc[0], abs=1e-6)
+    fooled("ethalign.generation.generate", lambda texts: ["?"], "honesty", *decoding, runs)
+    fooled(
+        "ethalign.honesty.scores", lambda s: s._replace(prudence=0.1), "honesty", *counting, runs
+    )

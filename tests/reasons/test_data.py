@@ -4,6 +4,7 @@ from typing import Protocol
 import pandas as pd
 import pytest
 
+from ethalign import audit
 from ethalign import data as shared
 from ethalign.config import UserError
 from ethalign.reasons import data
@@ -29,6 +30,22 @@ def test_samples_have_the_promised_shape() -> None:
     pairs = pd.concat([train.assign(split=0), test.assign(split=1)]).query("pair != ''")
     assert (pairs.groupby("pair")["label"].nunique() == 2).all()
     assert (pairs.groupby("pair")["split"].nunique() == 1).all(), "no pair crosses the split"
+
+
+def test_the_second_sample_is_as_leaky_as_its_datasheet_says() -> None:
+    """What a class is to find: copies, copies without a full stop, and rows that are new."""
+    whole = {"data.limit_train": 999, "data.limit_test": 999}
+    leaky = resolved(overrides={"data.test": "data/samples/statements-b.csv", **whole})
+    train, tests = data.training(leaky.data, 0), data.tests(leaky)
+    test = tests["own"]
+    found = audit.overlap(train, test)
+    assert (len(test), found.shared, found.same_label, found.same_reason) == (60, 22, 22, 22)
+    clean = test[found.clean].reset_index(drop=True)
+    near = audit.near_duplicates(train, clean, threshold=0.9)
+    assert len(near) == 4
+    assert not any(clean.loc[near["test_index"], "statement"].str.endswith("."))
+    assert dict(test.groupby("stratum").size()) == {"clean": 38, "contaminated": 22}
+    assert test["label"].value_counts().nunique() == 1, "balanced"
 
 
 def test_sample_comments_have_the_schema_of_ethos() -> None:

@@ -1,11 +1,14 @@
 """What the stages of the study leave behind, and what they depend on."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from conftest import cells, fooled
 
 from ethalign import code, encoders, models, records, results, study
 from ethalign.config import Undeclared
@@ -212,3 +215,34 @@ def test_encoders_learn_on_the_device_of_the_run_and_the_record_says_which(
     with pytest.raises(KeyboardInterrupt):
         baselines.compute(run, tmp_path, {})
     assert (asked["device"], asked["accumulation"]) == ("auto-chosen", 2)
+
+
+def test_the_lessons_agree_with_the_library(runs: Path) -> None:
+    """What a cell computes by hand is compared there; against a library that errs it fails."""
+    given: dict[str, Any] = {"overrides": SETTINGS, "variant": "LR"}
+    finetuning, evaluation = (("reasons", stage) for stage in ("finetune", "evaluate"))
+    tuned = cells(*finetuning, "finetune-box-6", runs, **given)
+    targets = tuned["tokens"].loc[tuned["tokens"]["label"] != -100]
+    assert list(targets["id"]) == list(targets["label"])
+    assert "".join(map(ast.literal_eval, targets["token"])).startswith(" ")
+    assert float(tuned["added"].norm()) > 0
+    asked = cells(*evaluation, "evaluate-box-5", runs, **given)
+    kept = records.read_rows(job("evaluate", runs).where / "predictions.jsonl")[0]
+    assert asked["by_hand"] == pytest.approx(
+        [kept["logp_ethical"], kept["logp_unethical"]], abs=1e-3
+    ), "that of the first item in the records"
+    for name, doctored, page in (
+        ("peft.tuners.lora.layer.Linear.forward", _more, (*finetuning, "finetune-box-6")),
+        ("ethalign.tuning.batch_loss", _more, (*finetuning, "finetune-box-4")),
+        ("ethalign.scoring.choice_logprobs", _more, (*evaluation, "evaluate-box-2")),
+        ("ethalign.records.metrics", _shifted, (*evaluation, "evaluate-box-5")),
+    ):
+        fooled(name, doctored, *page, runs, **given)
+
+
+def _more(found: Any) -> Any:
+    return 1.01 * found
+
+
+def _shifted(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(low=rows["low"] - 0.01)

@@ -1,0 +1,65 @@
+"""Figures that move: what a slider shows, by keyboard and without scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pages
+import pandas as pd
+import pytest
+from playwright.sync_api import Page
+
+from ethalign import plots
+from ethalign.config import ROOT
+from ethalign.honesty import plots as of_honesty
+from ethalign.reasons import plots as of_reasons
+
+
+@pytest.mark.skipif(pages.chromium() is None, reason="no Chromium here")
+def test_a_slider_moves_by_keyboard_and_shows_everything_without_scripts(tmp_path: Path) -> None:
+    states = [(f"<{k}>", plt.figure(figsize=(1, 1)), f'text "{k}"') for k in range(3)]
+    script = (ROOT / "book" / "_static" / "slider.js").as_uri()
+    page = tmp_path / "page.html"
+    page.write_text(
+        f"<body>{plots.slider('heat', states, 1)}<script src={script}></script></body>"
+    )
+
+    def shown(browser: Page) -> list[str]:
+        return [f.inner_text() for f in browser.locator("figure").all() if f.is_visible()]
+
+    with pages.opened(java_script_enabled=False) as context:
+        still = context.new_page()
+        still.goto(page.as_uri())
+        assert shown(still) == [f'heat <{k}>: text "{k}"' for k in range(3)]
+        assert [i.get_attribute("alt") for i in still.locator("img").all()][2] == 'text "2"'
+    with pages.opened() as context:
+        moving = context.new_page()
+        moving.goto(page.as_uri())
+        assert shown(moving) == ['heat <1>: text "1"']
+        slider = moving.get_by_role("slider", name="heat")
+        slider.press("ArrowRight")
+        assert shown(moving) == ['heat <2>: text "2"']
+        assert slider.get_attribute("aria-valuetext") == 'heat <2>: text "2"'
+        slider.press("Home")
+        assert shown(moving) == ['heat <0>: text "0"']
+
+
+def test_a_model_that_only_remembers_is_right_where_it_has_seen_or_guesses_well() -> None:
+    """Against the count of a model that has stored the first rows and gives all others label 0."""
+    labels, seen = np.array([1, 0, 1, 0, 0, 1, 0, 0]), 3
+    guessed = np.where(np.arange(8) < seen, labels, 0)
+    axes: Any = of_reasons.memory(seen / 8, (labels[seen:] == 0).mean())
+    assert list(axes.lines[-1].get_xdata()) == [100 * (guessed == labels).mean()] * 2
+    assert sum(bar.get_width() for bar in axes.patches[:3]) == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("tau", "declined"), [(0, 0), (0.1, 1), (0.3, 3), (1.1, 11)])
+def test_what_is_shaded_is_what_is_declined(tau: float, declined: int) -> None:
+    sampled = pd.DataFrame({"sampling_knowns": range(11), "greedy_label": [0, 1] * 5 + [1]})
+    line = of_honesty.threshold(sampled, 10, tau).lines[-1]
+    (place,) = set(np.asarray(line.get_xdata()))
+    assert sum(k < place for k in range(11)) == declined
+    assert declined == sum(k / 10 < tau for k in range(11))
