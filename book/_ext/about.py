@@ -105,8 +105,13 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
             f"</tr></thead><tbody>{''.join(cells)}</tbody></table></div></details>",
         ]
     files = []
+    for copy in sorted((root.parent / "beside" / "runs" / folder).glob("*.ipynb") if own else ()):
+        made, _, variant = copy.stem.partition("-")
+        if made == stage:
+            label = f"as it was executed{variant and ', '}{variant}"
+            files.append((f"runs/{folder}/{copy.name}", label))
     if own and (root / "notebooks" / folder / f"{stage}.ipynb").is_file():
-        files.append((f"notebooks/{folder}/{stage}.ipynb", "this page's notebook"))
+        files.insert(0, (f"notebooks/{folder}/{stage}.ipynb", "this page's notebook"))
     for name in studies:
         for kind, label in (
             ("metrics.csv", f"{name}: every metric (CSV)"),

@@ -1,60 +1,98 @@
 """Executed notebooks as pages.
 
-One notebook is executed for several variants, and each copy is a page: ``_runs/<study>/
-<stage>-<variant>``. The variant goes into the page's title, and exercises, which would be there
-several times under one label, stay on the first of these pages. Numbers in prose are quoted from
-the committed results.
+A stage that is executed for several variants is one page: what they share stands there once, and
+cells with ``metadata.variant`` (``ethalign.book.side_by_side``) are put into tabs, which switch
+together. The pages are an appendix: *next* and *previous* do not lead into it from the rest of the
+book. Numbers in prose are quoted from the committed results.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import itertools
+from html import escape
 from pathlib import Path
+from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx_design.shared import create_component
 
 from ethalign import config, tables
 
-EXERCISE = re.compile(r"^(`{3,})\{(?:exercise|solution)\}.*?^\1[ ]*$\n?", re.MULTILINE | re.DOTALL)
-
-SAMPLES = """
-
-:::{admonition} Workshop
-:class: note
-This page was run on the machine on which the book was built, by default on samples: it shows how
-things work. What was found on the published data stands in the [findings](findings.ipynb).
-:::
+MOVED = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="0; url={0}">
+<link rel="canonical" href="{0}">
+<title>Moved</title>
+</head>
+<body><p>This page is now <a href="{0}">here</a>.</p></body>
+</html>
 """
 
 
-def tell_apart(app: Sphinx, page: str, source: list[str]) -> None:
-    """Say what a page is, put the variant into its title, and keep exercises on the first one."""
-    folder, _, name = page.rpartition("/")
-    stage, _, variant = name.partition("-")
-    if not folder.startswith("_runs/") or stage == "findings":
+def variant(node: nodes.Node) -> tuple[str, str] | None:
+    """The variant whose output a node is, and its label; None for all other nodes."""
+    told = isinstance(node, nodes.container) and node.get("cell_metadata", {}).get("variant")
+    return (told[0], told[1]) if told else None
+
+
+def put_into_tabs(app: Sphinx, doctree: nodes.document) -> None:
+    """Put consecutive outputs of variants into a set of tabs."""
+    for parent in {node.parent for node in doctree.findall(nodes.container) if variant(node)}:
+        children: list[nodes.Node] = []
+        for apart, run in itertools.groupby(parent.children, key=lambda node: bool(variant(node))):
+            if not apart:
+                children += run
+                continue
+            found: dict[tuple[str, str] | None, list[nodes.Node]] = {}
+            for node in run:
+                found.setdefault(variant(node), []).append(node)
+            tabs = create_component("tab-set", ["sd-tab-set"])
+            for told, cells in found.items():
+                key, name = told or ("", "")
+                label = nodes.rubric(name, name, classes=["sd-tab-label"])
+                label["sync_group"], label["sync_id"] = "variant", key
+                content = create_component("tab-content", ["sd-tab-content"], children=cells)
+                tabs += create_component("tab-item", ["sd-tab-item"], children=[label, content])
+            children.append(tabs)
+        parent.children = []
+        parent.extend(children)
+
+
+def beside(page: str) -> bool:
+    """Whether a page is of the appendix: the workshop and what was executed for it."""
+    kept = page.endswith(("/findings", "/results"))
+    return page == "workshop" or (page.startswith("_runs/") and not kept)
+
+
+def part(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Keep *next* and *previous* within the book or within its appendix."""
+    relations = getattr(app.builder, "relations", {})
+    _, before, after = relations.get(page, (None, None, None))
+    for key, other in (("prev", before), ("next", after)):
+        if other and beside(other) != beside(page):
+            context[key] = None
+
+
+def redirect(app: Sphinx, error: Exception | None) -> None:
+    """Leave pages at old addresses that lead on: a page per variant, and one on them by study."""
+    if error or app.builder.name != "html":
         return
-    notebook = json.loads(source[0])
-    # What was injected repeats the cell of parameters before it.
-    notebook["cells"] = [
-        cell
-        for cell in notebook["cells"]
-        if "injected-parameters" not in cell["metadata"].get("tags", [])
-    ]
-    prose = [cell for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
-    if variant:
-        start = f"{folder}/{stage}-"
-        first = next(p for p in app.config.external_site_map if p.startswith(start))
-        for cell in prose if page != first else []:
-            cell["source"] = EXERCISE.sub("", "".join(cell["source"]))
-    if prose:
-        title = rf"\1 (`{variant}`)" if variant else r"\1"
-        known = (Path(app.srcdir) / folder / "findings.ipynb").is_file()
-        note = "" if stage == "results" or not known else SAMPLES
-        text = "".join(prose[0]["source"])
-        prose[0]["source"] = re.sub(r"\A(# .*)", title + note, text)
-    source[0] = json.dumps(notebook)
+    html = Path(app.outdir)
+    for copy in (html / "runs").glob("*/*-*.ipynb"):
+        study, (stage, _, name) = copy.parent.name, copy.stem.partition("-")
+        target = f"_runs/{study}/{stage}.html"
+        if (html / target).is_file():
+            moved = {
+                f"_runs/{study}/{copy.stem}.html": f"{stage}.html?variant={escape(name)}",
+                f"{study}/{stage}.html": f"../{target}",
+            }
+            for old, new in moved.items():
+                (html / old).parent.mkdir(exist_ok=True)
+                (html / old).write_text(MOVED.format(new), encoding="utf-8")
 
 
 def quote(app: Sphinx, settings: Config) -> None:
@@ -63,7 +101,9 @@ def quote(app: Sphinx, settings: Config) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connect to the reading of settings and pages."""
-    app.connect("source-read", tell_apart)
+    """Connect to the reading of settings and pages, and to the writing of pages."""
+    app.connect("doctree-read", put_into_tabs)
+    app.connect("html-page-context", part)
+    app.connect("build-finished", redirect)
     app.connect("config-inited", quote, priority=1)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
