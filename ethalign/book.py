@@ -36,6 +36,8 @@ GENERATED = BOOK / "_generated"
 README, FIGURE = ROOT / "README.md", BOOK / "_static" / "effects.svg"
 MARKS = "<!-- findings: written by `ethalign claims` -->\n", "<!-- end of findings -->\n"
 FAULTS = ROOT / "tests" / "faults" / "matrix.yaml"
+PRINTS = ("ethalign.epub", "ethalign.pdf")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WORKSHOP = """
 :::{{admonition}} Workshop: a run at scale `{scale}`
 :class: important
@@ -46,12 +48,16 @@ things work. What was found on the published data stands in the [findings](findi
 """
 
 
-def build(jobs: Sequence[Job]) -> Path:
+def build(jobs: Sequence[Job], *, printed: bool = False) -> Path:
     """Build the book from the pages of jobs that have run; its first page.
 
     Pages, executed notebooks, results and settings are hashed together; if they are those of the
     last build, nothing is done. Without jobs only what needs no run is built: the findings, which
     follow from the committed records, and the prose around them.
+
+    Args:
+        jobs: of several seeds and models of a variant the first is shown.
+        printed: make an EPUB as well and, with the Chromium of the machine, a PDF.
 
     Raises:
         RuntimeError: jupyter-book reported a warning or an error (without jobs: an error).
@@ -60,29 +66,60 @@ def build(jobs: Sequence[Job]) -> Path:
     collect(jobs)
     records.write(GENERATED / "toc.yml", contents(jobs))
     stamp, state = ROOT / "_build" / "inputs.txt", _inputs()
-    page = ROOT / "_build" / "html" / "index.html"
-    if page.is_file() and stamp.is_file() and stamp.read_text() == state:
+    page, prints = (
+        ROOT / "_build" / "html" / "index.html",
+        [GENERATED / "beside" / f for f in PRINTS],
+    )
+    done = page.is_file() and stamp.is_file() and stamp.read_text() == state
+    if done and (not printed or prints[0].is_file()):
         return page
     _generate(whole=bool(jobs))
     explorer.build(GENERATED, {job.study.name: results.homes(job) for job in jobs})
-    command = ["jupyter-book", "build", "book", "--config", "_config.yml"]
-    command += ["--toc", str(GENERATED / "toc.yml"), "--path-output", "."]
+    for path in prints:  # they would be of another state
+        path.unlink(missing_ok=True)
+    records.write(GENERATED / "print.md", "")
+    if printed:
+        records.write(GENERATED / "print.md", _print(*prints))
     # Links to pages that are still to be run cannot be followed yet.
-    command += ["-W", "-n", "--keep-going"] if jobs else ["--quiet"]
-    # The one installed beside this Python comes first.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True
-    )
-    if done.returncode or not page.is_file():
-        raise RuntimeError(
-            f"the book was not built:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        )
+    _sphinx("html", *(["-W", "-n", "--keep-going"] if jobs else ["--quiet"]))
     if jobs:
         records.write(stamp, state)
     else:  # what was read without its neighbours is read again
         shutil.rmtree(ROOT / "_build" / ".doctrees", ignore_errors=True)
     return page
+
+
+def _sphinx(builder: str, *options: str) -> Path:
+    """Have jupyter-book make something of the pages; its folder."""
+    command = ["jupyter-book", "build", "book", "--config", "_config.yml", "--path-output", "."]
+    command += ["--toc", str(GENERATED / "toc.yml"), *options]
+    command += [] if builder == "html" else ["--builder", "custom", "--custom-builder", builder]
+    # The one installed beside this Python comes first.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    folder = ROOT / "_build" / builder
+    if done.returncode or not folder.is_dir():
+        raise RuntimeError(
+            f"the book was not built:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+    return folder
+
+
+def _print(epub: Path, pdf: Path) -> str:
+    """Make both from the whole book; a sentence that links to them, or says what is missing."""
+    shutil.copy(next(_sphinx("epub", "--quiet").glob("*.epub")), epub)
+    told = f'To take along: <a href="{epub.name}" download>the whole book as EPUB</a>'
+    browser = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if browser is None:
+        return f"{told}. There is no PDF, since no Chromium was there to make it.\n"
+    whole = _sphinx("singlehtml", "--quiet") / "welcome.html"
+    call = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+    subprocess.run(
+        [*call, f"--print-to-pdf={pdf}", whole.as_uri()], check=True, capture_output=True
+    )
+    return f'{told} or <a href="{pdf.name}" download>as PDF</a>.\n'
 
 
 def findings() -> list[Path]:
@@ -181,7 +218,7 @@ def side_by_side(copies: Mapping[str, Any], labels: Mapping[str, str]) -> dict[s
 
     Prose, code, and output on which all agree stand there once. Where outputs differ, each is a
     cell of its own with its variant and the variant's label as ``metadata.variant``, behind the
-    cells that made it; ``book/_ext/pages.py`` puts such cells into tabs.
+    cells that made it; ``book/_ext/workshop.py`` puts such cells into tabs.
     """
     by_id = {name: {c["id"]: c for c in copy["cells"]} for name, copy in copies.items()}
     told, cells = [], []
@@ -199,7 +236,7 @@ def side_by_side(copies: Mapping[str, Any], labels: Mapping[str, str]) -> dict[s
                 cells.append({**cell, "outputs": []} if apart else cell)
         for name, (cell, tags, said) in itertools.product(labels if apart else (), group):
             more = {"tags": [*tags, "remove-input"], "variant": [name, labels[name]]}
-            own = {"id": f"{cell['id']}-{name}", "metadata": more, "source": ""}
+            own = {"id": f"{cell['id']}-{name}", "metadata": more}
             cells.append({**cell, **own, "outputs": said.get(name, [])})
     return {**first, "cells": cells}
 

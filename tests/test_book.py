@@ -2,15 +2,19 @@
 
 import html
 import importlib
+import io
+import json
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib.pyplot as plt
 import pages
 import pytest
 import yaml
+from sphinx.application import Sphinx
 
 from ethalign import book, claims, config, study, tables
 from ethalign.config import ROOT
@@ -188,10 +192,10 @@ def test_variants_of_a_stage_are_one_page() -> None:
         (None, "# Title", 0),
         (None, "print()", 1),
         (None, "own", 0),
-        (["L", "labels"], "", 1),
-        (["L", "labels"], "", 1),
-        (["LR", "labels and reasons"], "", 1),
-        (["LR", "labels and reasons"], "", 1),
+        (["L", "labels"], "own", 1),
+        (["L", "labels"], "bare", 1),
+        (["LR", "labels and reasons"], "own", 1),
+        (["LR", "labels and reasons"], "bare", 1),
         (None, "same", 2),
     ]
     apart = [cell for cell in page["cells"] if cell["metadata"].get("variant")]
@@ -201,6 +205,104 @@ def test_variants_of_a_stage_are_one_page() -> None:
     alone = book.side_by_side({"L": copies["L"]}, {"L": "labels"})
     assert not [cell for cell in alone["cells"] if "variant" in cell["metadata"]]
     assert len(alone["cells"]) == 5, "all but what was injected"
+
+
+@pytest.mark.parametrize("builder", ["html", "epub"])
+def test_tabs_are_for_a_screen_and_not_for_paper(
+    builder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    monkeypatch.setattr(config, "studies", list)
+    page = book.side_by_side(
+        {"L": notebook(own="first"), "LR": notebook(own="second")},
+        {"L": "labels", "LR": "reasons"},
+    )
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    more = {"metadata": {"kernelspec": kernel}, "nbformat_minor": 5}
+    cells = [{"execution_count": None, **c} if "outputs" in c else c for c in page["cells"]]
+    (tmp_path / "index.ipynb").write_text(json.dumps({**page, **more, "cells": cells}))
+    (tmp_path / "conf.py").write_text("extensions = ['myst_nb', 'sphinx_design', 'workshop']\n")
+    settings = {"nb_execution_mode": "off", "epub_description": "x", "version": "1"}
+    out = tmp_path / builder
+    app = Sphinx(tmp_path, tmp_path, out, tmp_path / "trees", builder, settings, status=None)
+    app.build()
+    text = (out / f"index.{'xhtml' if builder == 'epub' else 'html'}").read_text()
+    assert text.index("labels<") < text.index("first")
+    assert text.index("first") < text.index("reasons<") < text.index("second")
+    assert ('data-sync-id="LR"' in text) == (builder == "html")
+    assert ("<input" in text) == (builder == "html")
+    assert text.count("the same") == 1
+
+
+@pytest.mark.parametrize("browser", ["/usr/bin/chromium", None])
+def test_a_printed_book_is_linked_and_a_missing_one_explained(
+    browser: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sphinx(builder: str, *_: str) -> Path:
+        folder = tmp_path / builder
+        folder.mkdir()
+        (folder / "a.epub").write_text(builder)
+        return folder
+
+    def run(call: list[str], **_: Any) -> None:
+        assert call[0] == browser
+        assert call[-1].endswith("singlehtml/welcome.html")
+        Path(call[-2].partition("=")[2]).write_text("pdf")
+
+    monkeypatch.setattr(book, "_sphinx", sphinx)
+    monkeypatch.setattr(shutil, "which", lambda name: browser)
+    monkeypatch.setattr("subprocess.run", run)
+    epub, pdf = (tmp_path / name for name in book.PRINTS)
+    told = book._print(epub, pdf)
+    assert epub.read_text() == "epub"
+    assert f'href="{epub.name}"' in told
+    assert (f'href="{pdf.name}"' in told) == pdf.is_file() == (browser is not None)
+    assert ("no Chromium" in told) == (browser is None)
+
+
+@needs_chromium
+def test_one_switch_shows_all_code(built: Path) -> None:
+    with pages.opened() as context:
+        page = context.new_page()
+        page.goto((built / "_runs" / "reasons" / "results.html").as_uri())
+        code = page.locator("details.hide.above-input div.cell_input")
+        assert code.count() > 10
+        assert not code.nth(5).is_visible()
+        switch = page.get_by_role("button", name="Show all code")
+        switch.press("Enter")
+        assert code.nth(5).is_visible()
+        assert switch.get_attribute("aria-pressed") == "true"
+        switch.press("Enter")
+        assert not code.nth(5).is_visible()
+
+
+def test_results_show_the_reference_first_and_this_run_folded_at_the_end(built: Path) -> None:
+    for name in config.studies():
+        page = text_of(built, f"_runs/{name}/results.html")
+        article = page.partition("<article")[2].partition("</article>")[0]
+        before, _, after = article.partition("This run, on this machine")
+        assert "smoke" not in re.sub(r"<[^>]+>", "", before), name
+        assert "random-tiny" not in before, name
+        assert "random-tiny" in after, name
+        assert before.rfind("<details") > before.rfind("</details>"), "folded"
+        assert "injected-parameters" not in article
+
+
+@needs_chromium
+def test_figures_leave_no_pale_slab_in_the_dark(built: Path) -> None:
+    """The corner of a figure is as dark as the page beside it."""
+    for name, width in (("_runs/reasons/findings", 1280), ("_runs/reasons/evaluate", 390)):
+        with pages.opened(width, color_scheme="dark") as context:
+            page = context.new_page()
+            page.goto((built / f"{name}.html").as_uri())
+            figure = page.locator("article img:visible").first
+            figure.scroll_into_view_if_needed()
+            box = figure.bounding_box()
+            assert box
+            assert box["width"] > 500, "not shrunk until its labels cannot be read"
+            shot = page.screenshot(clip={"x": box["x"], "y": box["y"], "width": 4, "height": 4})
+            corner = plt.imread(io.BytesIO(shot))[..., :3]
+            assert corner.max() < 0.2, name
 
 
 def test_variants_stand_in_tabs_that_switch_together(built: Path) -> None:

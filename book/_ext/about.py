@@ -168,7 +168,7 @@ def description(doctree: nodes.document) -> str:
 
 def add(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Put both into a page that comes from a text."""
-    if doctree is None or app.builder.format != "html":
+    if doctree is None or app.builder.name != "html":
         return
     title = nodes.Text(context["title"]).astext()
     year, first = str(app.config.copyright), page == app.config.root_doc
@@ -197,7 +197,7 @@ def mend(text: str) -> str:
 
 def mend_all(app: Sphinx, error: Exception | None) -> None:
     """``mend`` every page that was written."""
-    if error or app.builder.format != "html":
+    if error or app.builder.name not in ("html", "singlehtml"):
         return
     for path in Path(app.outdir).rglob("*.html"):
         if "_static" not in path.parts:

@@ -16,6 +16,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx_design.shared import create_component
 
 from ethalign import config, tables
@@ -62,6 +63,27 @@ def put_into_tabs(app: Sphinx, doctree: nodes.document) -> None:
         parent.extend(children)
 
 
+class OnPaper(SphinxPostTransform):
+    """In an EPUB, and for a PDF, nothing can be chosen: variants stand below each other."""
+
+    default_priority = 190
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Make plain parts of the parts of tabs."""
+        for node in (
+            self.document.findall(nodes.container) if self.app.builder.name != "html" else ()
+        ):
+            if str(node.get("design_component")).startswith("tab-"):
+                node["design_component"], node["classes"] = "", []
+
+
+def plain(app: Sphinx) -> None:
+    """What lies beside the pages is no part of an EPUB."""
+    if app.builder.name != "html":
+        app.config.html_extra_path = []
+
+
 def beside(page: str) -> bool:
     """Whether a page is of the appendix: the workshop and what was executed for it."""
     kept = page.endswith(("/findings", "/results"))
@@ -102,6 +124,8 @@ def quote(app: Sphinx, settings: Config) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to the reading of settings and pages, and to the writing of pages."""
+    app.add_post_transform(OnPaper)
+    app.connect("builder-inited", plain)
     app.connect("doctree-read", put_into_tabs)
     app.connect("html-page-context", part)
     app.connect("build-finished", redirect)
