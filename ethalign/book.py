@@ -221,7 +221,8 @@ def side_by_side(copies: Mapping[str, Any], labels: Mapping[str, str]) -> dict[s
     cells that made it; ``book/_ext/workshop.py`` puts such cells into tabs.
     """
     by_id = {name: {c["id"]: c for c in copy["cells"]} for name, copy in copies.items()}
-    told, cells = [], []
+    told: list[tuple[bool, dict[str, Any], dict[str, Any]]] = []
+    cells: list[dict[str, Any]] = []
     first = next(iter(copies.values()))
     for cell in first["cells"]:
         # What was injected repeats the cell of parameters before it.

@@ -126,7 +126,8 @@ def refresh_prose(executed: Path, source: Path, target: Path) -> None:
     either: cells are matched by id, and outputs stay with their code.
     """
     done = json.loads(executed.read_text(encoding="utf-8"))
-    made, cells = {c["id"]: c for c in done["cells"]}, []
+    cells: list[dict[str, Any]] = []
+    made = {c["id"]: c for c in done["cells"]}
     for fresh in json.loads(source.read_text(encoding="utf-8"))["cells"]:
         tags = fresh["metadata"].get("tags", [])
         if fresh["cell_type"] == "markdown":
