@@ -179,6 +179,31 @@ def effects(name: str = "") -> str:
     return plots.svg(plots.effects(table), f"Effects by model size. {'; '.join(said)}") + "\n"
 
 
+def front() -> str:
+    """The README with the answers of today's records between its marks, if it has these."""
+    before, mark, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
+    said = f"![Effects for three claims]({FIGURE.relative_to(ROOT).as_posix()})\n\n"
+    for owner in study.everything():
+        if owner.headline:
+            plain = re.sub(r"{term}`([^`]*)`", r"\1", tables.answer(owner.name))
+            said += f"- **{owner.question}** {plain}\n"
+    return before + mark + (said + MARKS[1] + rest.split(MARKS[1])[-1] if mark else "")
+
+
+def write_front() -> None:
+    """Bring the README and its figure up to the records."""
+    import matplotlib.pyplot as plt
+
+    records.write(README, front())
+    if len(table := tables.effects()):
+        plots.style()
+        with plt.rc_context({"svg.hashsalt": "ethalign"}):
+            plots.effects(table).savefig(
+                FIGURE, metadata={"Date": None}, bbox_inches="tight", facecolor="white"
+            )
+        plt.close()
+
+
 def name_of(job: Job) -> str:
     """``<study>/<stage>``: a page's place in ``book/_runs/``."""
     return f"{job.study.name}/{job.stage.name}"
