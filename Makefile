@@ -5,10 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: book lab test check bench fetch slurm sbom clean
+.PHONY: book print lab test check bench fetch slurm sbom clean
 
 book: $(READY)
 	$(BIN)/ethalign book
+
+print: $(READY)
+	$(BIN)/ethalign book --print
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import json
+import operator
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,28 @@ README, FIGURE = ROOT / "README.md", BOOK / "_static" / "effects.svg"
 MARKS = "<!-- findings: written by `ethalign claims` -->\n", "<!-- end of findings -->\n"
 FAULTS = ROOT / "tests" / "faults" / "matrix.yaml"
 SPEED = ROOT / "benchmarks" / "results.json"
+PRINTS = ("ethalign.epub", "ethalign.pdf")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WORKSHOP = """
+:::{{admonition}} Workshop: a run at scale `{scale}`
+:class: important
+
+This page was run on the machine on which the book was built, by default on samples: it shows how
+things work. What was found on the published data stands in the [findings](findings.ipynb).
+:::
+"""
 
 
-def build(jobs: Sequence[Job]) -> Path:
+def build(jobs: Sequence[Job], *, printed: bool = False) -> Path:
     """Build the book from the pages of jobs that have run; its first page.
 
     Pages, executed notebooks, results and settings are hashed together; if they are those of the
     last build, nothing is done. Without jobs only what needs no run is built: the findings, which
     follow from the committed records, and the prose around them.
+
+    Args:
+        jobs: of several seeds and models of a variant the first is shown.
+        printed: make an EPUB as well and, with the Chromium of the machine, a PDF.
 
     Raises:
         RuntimeError: jupyter-book reported a warning or an error (without jobs: an error).
@@ -52,29 +68,60 @@ def build(jobs: Sequence[Job]) -> Path:
     collect(jobs)
     records.write(GENERATED / "toc.yml", contents(jobs))
     stamp, state = ROOT / "_build" / "inputs.txt", _inputs()
-    page = ROOT / "_build" / "html" / "index.html"
-    if page.is_file() and stamp.is_file() and stamp.read_text() == state:
+    page, prints = (
+        ROOT / "_build" / "html" / "index.html",
+        [GENERATED / "beside" / f for f in PRINTS],
+    )
+    done = page.is_file() and stamp.is_file() and stamp.read_text() == state
+    if done and (not printed or prints[0].is_file()):
         return page
     _generate(whole=bool(jobs))
     explorer.build(GENERATED, {job.study.name: results.homes(job) for job in jobs})
-    command = ["jupyter-book", "build", "book", "--config", "_config.yml"]
-    command += ["--toc", str(GENERATED / "toc.yml"), "--path-output", "."]
+    for path in prints:  # they would be of another state
+        path.unlink(missing_ok=True)
+    records.write(GENERATED / "print.md", "")
+    if printed:
+        records.write(GENERATED / "print.md", _print(*prints))
     # Links to pages that are still to be run cannot be followed yet.
-    command += ["-W", "-n", "--keep-going"] if jobs else ["--quiet"]
-    # The one installed beside this Python comes first.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True
-    )
-    if done.returncode or not page.is_file():
-        raise RuntimeError(
-            f"the book was not built:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        )
+    _sphinx("html", *(["-W", "-n", "--keep-going"] if jobs else ["--quiet"]))
     if jobs:
         records.write(stamp, state)
     else:  # what was read without its neighbours is read again
         shutil.rmtree(ROOT / "_build" / ".doctrees", ignore_errors=True)
     return page
+
+
+def _sphinx(builder: str, *options: str) -> Path:
+    """Have jupyter-book make something of the pages; its folder."""
+    command = ["jupyter-book", "build", "book", "--config", "_config.yml", "--path-output", "."]
+    command += ["--toc", str(GENERATED / "toc.yml"), *options]
+    command += [] if builder == "html" else ["--builder", "custom", "--custom-builder", builder]
+    # The one installed beside this Python comes first.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    folder = ROOT / "_build" / builder
+    if done.returncode or not folder.is_dir():
+        raise RuntimeError(
+            f"the book was not built:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+    return folder
+
+
+def _print(epub: Path, pdf: Path) -> str:
+    """Make both from the whole book; a sentence that links to them, or says what is missing."""
+    shutil.copy(next(_sphinx("epub", "--quiet").glob("*.epub")), epub)
+    told = f'To take along: <a href="{epub.name}" download>the whole book as EPUB</a>'
+    browser = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if browser is None:
+        return f"{told}. There is no PDF, since no Chromium was there to make it.\n"
+    whole = _sphinx("singlehtml", "--quiet") / "welcome.html"
+    call = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
+    subprocess.run(
+        [*call, f"--print-to-pdf={pdf}", whole.as_uri()], check=True, capture_output=True
+    )
+    return f'{told} or <a href="{pdf.name}" download>as PDF</a>.\n'
 
 
 def findings() -> list[Path]:
@@ -112,14 +159,19 @@ def _generate(*, whole: bool) -> None:
         glance = tables.glance(name, f"_runs/{name}/findings.html")
         records.write(GENERATED / f"{name}-glance.md", glance)
         records.write(GENERATED / f"{name}-variants.md", tables.variants(name))
+        records.write(GENERATED / f"{name}-effects.md", effects(name))
     records.write(GENERATED / "effects.md", effects())
     records.write(GENERATED / "faults.md", fault_table())
     records.write(GENERATED / "speed.md", speed_table())
 
 
-def effects() -> str:
-    """The figure of the first page as an element, with its numbers in words."""
+def effects(name: str = "") -> str:
+    """The figure of effects by model size as an element, with its numbers in words.
+
+    It has a panel for each study, or for the named one alone.
+    """
     table = tables.effects()
+    table = table[table["study"] == name] if name else table
     if table.empty:
         return ""
     plots.style()
@@ -127,7 +179,7 @@ def effects() -> str:
         f"{row['label']} ({row['source']}): {tables.span(*(row[key] for key in tables.SPAN))}"
         for row in table.to_dict("records")
     ]
-    return plots.svg(plots.effects(table), f"Effects for three claims. {'; '.join(said)}") + "\n"
+    return plots.svg(plots.effects(table), f"Effects by model size. {'; '.join(said)}") + "\n"
 
 
 def front() -> str:
@@ -156,21 +208,81 @@ def write_front() -> None:
 
 
 def name_of(job: Job) -> str:
-    """``<study>/<stage>[-<variant>]``: a page's place in ``book/_runs/``."""
-    many = job.stage.compute and job.stage.variant is None
-    return f"{job.study.name}/{job.stage.name}{f'-{job.run.variant}' if many else ''}"
+    """``<study>/<stage>``: a page's place in ``book/_runs/``."""
+    return f"{job.study.name}/{job.stage.name}"
 
 
 def collect(jobs: Sequence[Job]) -> None:
-    """Copy executed notebooks to ``book/_runs/``, of several seeds and models the first."""
-    target = BOOK / "_runs"
-    own = set(target.glob("*/findings.ipynb"))
-    pages = {name_of(job): job for job in reversed(jobs) if job.page.is_file()}
-    for name, job in pages.items():
-        pipeline.refresh_prose(job.page, pipeline.notebook_of(job), target / f"{name}.ipynb")
-    wanted = {target / f"{name}.ipynb" for name in pages}
-    for left in set(target.glob("*/*.ipynb")) - wanted - own:
+    """Make the pages of executed notebooks, one a stage, in ``book/_runs/``.
+
+    The notebooks themselves, of several seeds and models the first, go beside the pages, to be
+    taken along: ``runs/<study>/<stage>[-<variant>].ipynb``.
+    """
+    target, beside = BOOK / "_runs", GENERATED / "beside"
+    shutil.rmtree(beside / "runs", ignore_errors=True)
+    beside.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, Job]] = {}
+    for job in jobs:
+        many = job.stage.compute and job.stage.variant is None
+        if job.page.is_file():
+            found.setdefault(name_of(job), {}).setdefault(job.run.variant if many else "", job)
+    for name, variants in found.items():
+        copies = {}
+        for variant, job in variants.items():
+            path = beside / "runs" / f"{name}{variant and '-'}{variant}.ipynb"
+            pipeline.refresh_prose(job.page, pipeline.notebook_of(job), path)
+            copies[variant] = json.loads(path.read_text(encoding="utf-8"))
+        page = side_by_side(copies, {v: tables.word(job.study.name, v) for v in copies})
+        if job.stage.name != "results":
+            _announce(page, job)
+        records.write(target / f"{name}.ipynb", json.dumps(page, indent=1) + "\n")
+    wanted = {target / f"{name}.ipynb" for name in found}
+    for left in set(target.glob("*/*.ipynb")) - wanted - set(target.glob("*/findings.ipynb")):
         left.unlink()
+
+
+def side_by_side(copies: Mapping[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
+    """One notebook of the executed copies of a notebook, by variant.
+
+    Prose, code, and output on which all agree stand there once. Where outputs differ, each is a
+    cell of its own with its variant and the variant's label as ``metadata.variant``, behind the
+    cells that made it; ``book/_ext/workshop.py`` puts such cells into tabs.
+    """
+    by_id = {name: {c["id"]: c for c in copy["cells"]} for name, copy in copies.items()}
+    told: list[tuple[bool, dict[str, Any], dict[str, Any]]] = []
+    cells: list[dict[str, Any]] = []
+    first = next(iter(copies.values()))
+    for cell in first["cells"]:
+        # What was injected repeats the cell of parameters before it.
+        if "injected-parameters" not in cell["metadata"].get("tags", []):
+            key = cell["id"]
+            said = {name: _outputs(ids[key]) for name, ids in by_id.items() if key in ids}
+            told.append((any(output != _outputs(cell) for output in said.values()), cell, said))
+    for apart, run in itertools.groupby(told, key=operator.itemgetter(0)):
+        group = [(cell, cell["metadata"].get("tags", []), said) for _, cell, said in run]
+        for cell, tags, _ in group:
+            if not (apart and "remove-input" in tags):
+                cells.append({**cell, "outputs": []} if apart else cell)
+        for name, (cell, tags, said) in itertools.product(labels if apart else (), group):
+            more = {"tags": [*tags, "remove-input"], "variant": [name, labels[name]]}
+            own = {"id": f"{cell['id']}-{name}", "metadata": more}
+            cells.append({**cell, **own, "outputs": said.get(name, [])})
+    return {**first, "cells": cells}
+
+
+def _outputs(cell: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a page shows of a cell's outputs."""
+    silent = "remove-stderr" in cell["metadata"].get("tags", [])
+    shown = [o for o in cell.get("outputs", []) if not (silent and o.get("name") == "stderr")]
+    return [{**o, "execution_count": None} if "execution_count" in o else o for o in shown]
+
+
+def _announce(page: dict[str, Any], job: Job) -> None:
+    """Say below the title of a page that it comes from a run, and from which."""
+    if (BOOK / "_runs" / job.study.name / "findings.ipynb").is_file():
+        cell = next(c for c in page["cells"] if c["cell_type"] == "markdown")
+        note = WORKSHOP.format(scale=job.run.scale)
+        cell["source"] = re.sub(r"\A(# .*)", rf"\1\n{note}", "".join(cell["source"]))
 
 
 def contents(jobs: Sequence[Job]) -> dict[str, Any]:
@@ -208,7 +320,7 @@ def _made(chapter: dict[str, Any]) -> dict[str, Any] | None:
 def _inputs() -> str:
     """Everything that the book is made of; what is generated follows from the rest."""
     files = [p for p in BOOK.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    files = [p for p in files if p.parent != GENERATED or p.name == "toc.yml"]
+    files = [p for p in files if GENERATED not in p.parents or p.name == "toc.yml"]
     files += [ROOT / "_config.yml", FAULTS, SPEED, *(ROOT / "ethalign").rglob("*.py")]
     files += SAMPLES.glob("*.csv")  # handouts
     files += (ROOT / "configs").rglob("*.yaml")

@@ -161,6 +161,7 @@ def book(
     settings: Settings = None,
     runs: Runs = "runs",
     cores: Cores = None,
+    printed: Annotated[bool, typer.Option("--print", help="also as EPUB and PDF")] = False,
 ) -> None:
     """Build the book: first what was found, then, once every study has run here, all of it.
 
@@ -174,7 +175,7 @@ def book(
     count = pipeline.run(names, scale=scale, overrides=overrides, runs=runs, cores=cores)
     shares = pipeline.share(names, overrides).items()
     jobs = [job for name, own in shares for job in study.plan(name, (), scale, (0,), own, runs)]
-    typer.echo(f"{count} notebooks executed; open {book.build(jobs)}")
+    typer.echo(f"{count} notebooks executed; open {book.build(jobs, printed=printed)}")
 
 
 @app.command()

@@ -127,15 +127,22 @@ def refresh_prose(executed: Path, source: Path, target: Path) -> None:
     either: cells are matched by id, and outputs stay with their code.
     """
     done = json.loads(executed.read_text(encoding="utf-8"))
-    new = {c["id"]: c for c in json.loads(source.read_text(encoding="utf-8"))["cells"]}
-    for cell in done["cells"]:
-        fresh = new.get(cell["id"])
-        if fresh and cell["cell_type"] == "markdown":
-            cell["source"] = fresh["source"]
-        if fresh and (tags := fresh["metadata"].get("tags")):  # what of a cell a page shows
-            cell["metadata"]["tags"] = tags
+    cells: list[dict[str, Any]] = []
+    made = {c["id"]: c for c in done["cells"]}
+    for fresh in json.loads(source.read_text(encoding="utf-8"))["cells"]:
+        tags = fresh["metadata"].get("tags", [])
+        if fresh["cell_type"] == "markdown":
+            cells.append(fresh)
+        elif own := made.get(fresh["id"]):
+            own["metadata"]["tags"] = tags  # what of a cell a page shows
+            cells.append(own)
+        if "parameters" in tags:
+            told = [(c, c["metadata"].get("tags", [])) for c in made.values()]
+            cells += [c for c, known in told if "injected-parameters" in known]
+    for cell in cells:
         cell["metadata"].pop("papermill", None)
         cell["metadata"].pop("execution", None)
+    done["cells"] = cells
     for key in ("papermill", "check"):
         done["metadata"].pop(key, None)
     records.write(target, json.dumps(done, indent=1) + "\n")

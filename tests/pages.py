@@ -48,13 +48,17 @@ SERVICES = re.compile(
 def pages(html: Path) -> list[Path]:
     """The book's pages; HTML below ``_static`` is parts of the theme's templates.
 
-    ``index.html`` only leads on to the first page.
+    Pages that only lead on to others are left out.
     """
-    return sorted(
-        path
-        for path in html.rglob("*.html")
-        if "_static" not in path.parts and path != html / "index.html"
-    )
+    found = sorted(path for path in html.rglob("*.html") if "_static" not in path.parts)
+    return [path for path in found if not leads_to(path)]
+
+
+def leads_to(path: Path) -> str:
+    """The address that a page sends its reader to; empty if it is a page to read."""
+    head = path.read_text(encoding="utf-8")[:600]
+    found = re.search(r'http-equiv="refresh" content="0; url=([^"]+)"', head, re.IGNORECASE)
+    return found[1] if found else ""
 
 
 def static(html: Path) -> Iterator[str]:

@@ -2,16 +2,19 @@
 
 import html
 import importlib
+import io
 import json
 import os
 import re
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import matplotlib.pyplot as plt
 import pages
 import pytest
 import yaml
+from sphinx.application import Sphinx
 
 from ethalign import book, claims, config, study, tables
 from ethalign.config import ROOT
@@ -142,7 +145,7 @@ def test_the_row_that_does_not_follow_from_its_parts_is_named(texts: dict[str, s
 
 def test_pages_made_from_invented_votes_say_so(texts: dict[str, str]) -> None:
     pages = [n for n in texts if re.match("_runs/ambiguity/(?!finetune|findings)", n)]
-    assert len(pages) >= 8
+    assert len(pages) == 4
     for name in pages:
         assert "illustrative votes: nobody cast them" in " ".join(texts[name].split()), name
 
@@ -162,10 +165,219 @@ def test_formulas_are_part_of_the_page(built: Path) -> None:
 
 
 def test_executed_pages_say_what_was_run(texts: dict[str, str]) -> None:
-    stages = ["reasons/evaluate-LR", "reasons/baselines", "ambiguity/finetune-soft"]
-    for stage in [*stages, "honesty/knowledge", "honesty/evaluate-absolute"]:
+    stages = ["reasons/evaluate", "reasons/baselines", "ambiguity/finetune"]
+    for stage in [*stages, "honesty/knowledge", "honesty/evaluate"]:
         text = " ".join(texts[f"_runs/{stage}.html"].split())
         assert re.search(r"seed 0.* s; ethalign .*commit", text), stage
+
+
+def notebook(**outputs: str) -> dict[str, Any]:
+    """An executed notebook: what it says of itself, what all say alike, and prose."""
+    says = {"output_type": "stream", "name": "stdout", "text": "the same"}
+    cells: list[dict[str, Any]] = [
+        {"cell_type": "markdown", "source": "# Title", "metadata": {"tags": []}},
+        {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "outputs": []},
+        {"cell_type": "code", "metadata": {}, "source": "print()", "outputs": [says]},
+    ]
+    for name, text in outputs.items():
+        shown = {"output_type": "stream", "name": "stdout", "text": text}
+        noise = {"output_type": "stream", "name": "stderr", "text": f"{text} in 3 s"}
+        tags = ["remove-stderr"] + ["remove-input"] * name.startswith("bare")
+        code = {"cell_type": "code", "source": name, "metadata": {"tags": tags}}
+        cells.append({**code, "outputs": [shown, noise], "execution_count": 7})
+    return {"cells": [{**cell, "id": str(k)} for k, cell in enumerate(cells)], "nbformat": 4}
+
+
+def test_variants_of_a_stage_are_one_page() -> None:
+    copies = {
+        "L": notebook(own="first", bare="1", same="as all"),
+        "LR": notebook(own="second", bare="2", same="as all"),
+    }
+    page = book.side_by_side(copies, {"L": "labels", "LR": "labels and reasons"})
+    told = [
+        (cell["metadata"].get("variant"), cell.get("source"), len(cell.get("outputs", ())))
+        for cell in page["cells"]
+    ]
+    assert told == [
+        (None, "# Title", 0),
+        (None, "print()", 1),
+        (None, "own", 0),
+        (["L", "labels"], "own", 1),
+        (["L", "labels"], "bare", 1),
+        (["LR", "labels and reasons"], "own", 1),
+        (["LR", "labels and reasons"], "bare", 1),
+        (None, "same", 2),
+    ]
+    apart = [cell for cell in page["cells"] if cell["metadata"].get("variant")]
+    assert [cell["outputs"][0]["text"] for cell in apart] == ["first", "1", "second", "2"]
+    ids = [cell["id"] for cell in page["cells"]]
+    assert len({*ids}) == len(ids)
+    alone = book.side_by_side({"L": copies["L"]}, {"L": "labels"})
+    assert not [cell for cell in alone["cells"] if "variant" in cell["metadata"]]
+    assert len(alone["cells"]) == 5, "all but what was injected"
+
+
+@pytest.mark.parametrize("builder", ["html", "epub"])
+def test_tabs_are_for_a_screen_and_not_for_paper(
+    builder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    monkeypatch.setattr(config, "studies", list)
+    page = book.side_by_side(
+        {"L": notebook(own="first"), "LR": notebook(own="second")},
+        {"L": "labels", "LR": "reasons"},
+    )
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    more = {"metadata": {"kernelspec": kernel}, "nbformat_minor": 5}
+    cells = [{"execution_count": None, **c} if "outputs" in c else c for c in page["cells"]]
+    (tmp_path / "index.ipynb").write_text(json.dumps({**page, **more, "cells": cells}))
+    (tmp_path / "conf.py").write_text("extensions = ['myst_nb', 'sphinx_design', 'workshop']\n")
+    settings = {"nb_execution_mode": "off", "epub_description": "x", "version": "1"}
+    out = tmp_path / builder
+    app = Sphinx(tmp_path, tmp_path, out, tmp_path / "trees", builder, settings, status=None)
+    app.build()
+    text = (out / f"index.{'xhtml' if builder == 'epub' else 'html'}").read_text()
+    assert text.index("labels<") < text.index("first")
+    assert text.index("first") < text.index("reasons<") < text.index("second")
+    assert ('data-sync-id="LR"' in text) == (builder == "html")
+    assert ("<input" in text) == (builder == "html")
+    assert text.count("the same") == 1
+
+
+@pytest.mark.parametrize("browser", ["/usr/bin/chromium", None])
+def test_a_printed_book_is_linked_and_a_missing_one_explained(
+    browser: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sphinx(builder: str, *_: str) -> Path:
+        folder = tmp_path / builder
+        folder.mkdir()
+        (folder / "a.epub").write_text(builder)
+        return folder
+
+    def run(call: list[str], **_: Any) -> None:
+        assert call[0] == browser
+        assert call[-1].endswith("singlehtml/welcome.html")
+        Path(call[-2].partition("=")[2]).write_text("pdf")
+
+    monkeypatch.setattr(book, "_sphinx", sphinx)
+    monkeypatch.setattr(shutil, "which", lambda name: browser)
+    monkeypatch.setattr("subprocess.run", run)
+    epub, pdf = (tmp_path / name for name in book.PRINTS)
+    told = book._print(epub, pdf)
+    assert epub.read_text() == "epub"
+    assert f'href="{epub.name}"' in told
+    assert (f'href="{pdf.name}"' in told) == pdf.is_file() == (browser is not None)
+    assert ("no Chromium" in told) == (browser is None)
+
+
+@needs_chromium
+def test_one_switch_shows_all_code(built: Path) -> None:
+    with pages.opened() as context:
+        page = context.new_page()
+        page.goto((built / "_runs" / "reasons" / "results.html").as_uri())
+        code = page.locator("details.hide.above-input div.cell_input")
+        assert code.count() > 10
+        assert not code.nth(5).is_visible()
+        switch = page.get_by_role("button", name="Show all code")
+        switch.press("Enter")
+        assert code.nth(5).is_visible()
+        assert switch.get_attribute("aria-pressed") == "true"
+        switch.press("Enter")
+        assert not code.nth(5).is_visible()
+
+
+def test_results_show_the_reference_first_and_this_run_folded_at_the_end(built: Path) -> None:
+    for name in config.studies():
+        page = text_of(built, f"_runs/{name}/results.html")
+        article = page.partition("<article")[2].partition("</article>")[0]
+        before, _, after = article.partition("This run, on this machine")
+        assert "smoke" not in re.sub(r"<[^>]+>", "", before), name
+        assert "random-tiny" not in before, name
+        assert "random-tiny" in after, name
+        assert before.rfind("<details") > before.rfind("</details>"), "folded"
+        assert "injected-parameters" not in article
+
+
+@needs_chromium
+def test_figures_leave_no_pale_slab_in_the_dark(built: Path) -> None:
+    """The corner of a figure is as dark as the page beside it."""
+    for name, width in (("_runs/reasons/findings", 1280), ("_runs/reasons/evaluate", 390)):
+        with pages.opened(width, color_scheme="dark") as context:
+            page = context.new_page()
+            page.goto((built / f"{name}.html").as_uri())
+            figure = page.locator("article img:visible").first
+            figure.scroll_into_view_if_needed()
+            box = figure.bounding_box()
+            assert box
+            assert box["width"] > 500, "not shrunk until its labels cannot be read"
+            shot = page.screenshot(clip={"x": box["x"], "y": box["y"], "width": 4, "height": 4})
+            corner = plt.imread(io.BytesIO(shot))[..., :3]
+            assert corner.max() < 0.2, name
+
+
+def test_variants_stand_in_tabs_that_switch_together(built: Path) -> None:
+    page = text_of(built, "_runs/reasons/evaluate.html")
+    synced = re.findall(r'data-sync-id="([^"]+)"', page)
+    variants = list(dict.fromkeys(synced))
+    assert variants == [*study.variants(study.find("reasons"))]
+    assert len(synced) > len(variants), "several sets of tabs"
+    assert {*map(synced.count, variants)} == {synced.count("LR")}
+    assert page.count("reasons-evaluate-majority") > 0, "the exercise is there"
+    for name in variants:
+        copy = built / "runs" / "reasons" / f"evaluate-{name}.ipynb"
+        assert f'href="../../runs/reasons/{copy.name}"' in page
+        assert name in copy.read_text(encoding="utf-8")
+
+
+@needs_chromium
+def test_an_old_address_leads_to_the_variant(built: Path) -> None:
+    old = built / "_runs" / "honesty" / "evaluate-multisample.html"
+    with pages.opened() as context:
+        page = context.new_page()
+        page.goto(old.as_uri())
+        page.wait_for_url("**/evaluate.html?variant=multisample")
+        shown = page.locator(".sd-tab-label[data-sync-id=multisample]").first
+        shown.wait_for()
+        assert page.locator(f"#{shown.get_attribute('for')}").is_checked()
+
+
+def test_every_page_that_leads_on_leads_somewhere(built: Path) -> None:
+    found = {path: pages.leads_to(path) for path in built.rglob("*.html")}
+    moved = {path: place for path, place in found.items() if place}
+    assert len(moved) > 40
+    for path, place in moved.items():
+        assert (path.parent / place.partition("?")[0]).is_file(), (path, place)
+    for name in config.studies():
+        for stage in ("finetune", "evaluate"):
+            assert built / name / f"{stage}.html" in moved
+
+
+def test_next_and_previous_follow_the_contents(built: Path) -> None:
+    """From the first page on, and not into the appendix of executed notebooks."""
+    follow = {
+        way: {
+            path: (path.parent / found[1]).resolve()
+            for path in pages.pages(built)
+            if (
+                found := re.search(
+                    rf'<a class="{way}"\s+href="([^"]+)"', path.read_text(encoding="utf-8")
+                )
+            )
+        }
+        for way in ("right-next", "left-prev")
+    }
+    page: Path | None = built / "welcome.html"
+    chain = []
+    while page is not None and page not in chain:
+        chain.append(page)
+        page = follow["right-next"].get(page)
+    front = text_of(built, "welcome.html").partition('<nav class="bd-links')[2]
+    listed = [built / p for p in re.findall(r'href="([^"#]+)"', front.partition("</nav>")[0])]
+    appendix = built / "workshop.html"
+    assert listed.index(appendix) > 20
+    assert chain[1:] == listed[: listed.index(appendix)]
+    assert appendix not in follow["left-prev"]
+    assert follow["left-prev"][chain[5]] == chain[4]
 
 
 @needs_chromium
@@ -288,8 +500,8 @@ def test_every_page_says_what_was_run_and_how_to_cite_it(built: Path) -> None:
             assert (path.parent / link).is_file(), (path, link)
     rows = re.findall(r"<td>smollm2-135m-instruct</td>", text_of(built, "reasons/index.html"))
     assert len(rows) == len([*ROOT.glob("results/reasons/small/smollm2-135m-instruct/*/*")])
-    assert "data/reasons-metrics.csv" in text_of(built, "_runs/reasons/evaluate-LR.html")
-    assert "notebooks/reasons/evaluate.ipynb" in text_of(built, "_runs/reasons/evaluate-LR.html")
+    assert "data/reasons-metrics.csv" in text_of(built, "_runs/reasons/evaluate.html")
+    assert "notebooks/reasons/evaluate.ipynb" in text_of(built, "_runs/reasons/evaluate.html")
 
 
 def text_of(built: Path, name: str) -> str:

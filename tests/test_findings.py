@@ -220,7 +220,7 @@ def test_findings_are_announced_before_the_workshop_runs(
     first = tmp_path / "_build" / "html" / "index.html"
     order: list[str] = []
 
-    def build(jobs: Any) -> Path:
+    def build(jobs: Any, **_: Any) -> Path:
         order.append("whole" if jobs else "findings")
         records.write(first, "here")
         return first

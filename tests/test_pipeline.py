@@ -314,10 +314,15 @@ def test_mended_prose_reaches_the_book_without_execution(notebook: Write, tmp_pa
     before = pipeline.code_cells(source)
     pipeline.execute(source, tmp_path / "done.ipynb", {"x": 3})
     source.write_text(source.read_text().replace("Old words.", "New words."))
+    more = json.loads(source.read_text())
+    cell = {"cell_type": "markdown", "id": "more", "metadata": {}, "source": "More words."}
+    source.write_text(json.dumps({**more, "cells": [*more["cells"], cell]}))
     assert pipeline.code_cells(source) == before
     pipeline.refresh_prose(tmp_path / "done.ipynb", source, tmp_path / "page.ipynb")
     page = (tmp_path / "page.ipynb").read_text()
     assert "New words." in page
+    assert "More words." in page, "a paragraph that was written since"
+    assert "injected-parameters" in page
     assert '"3\\n"' in page, "the output is kept"
 
 

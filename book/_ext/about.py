@@ -122,8 +122,13 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
             f"</tr></thead><tbody>{''.join(cells)}</tbody></table></div></details>",
         ]
     files, live = [], ""
+    for copy in sorted((root.parent / "beside" / "runs" / folder).glob("*.ipynb") if own else ()):
+        made, _, variant = copy.stem.partition("-")
+        if made == stage:
+            label = f"as it was executed{variant and ', '}{variant}"
+            files.append((f"runs/{folder}/{copy.name}", label))
     if own and (root / "notebooks" / folder / f"{stage}.ipynb").is_file():
-        files.append((f"notebooks/{folder}/{stage}.ipynb", "this page's notebook"))
+        files.insert(0, (f"notebooks/{folder}/{stage}.ipynb", "this page's notebook"))
         live = launch(f"notebooks/{folder}/{stage}.ipynb")
     for name in studies:
         for kind, label in (
@@ -182,7 +187,7 @@ def description(doctree: nodes.document) -> str:
 
 def add(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Put both into a page that comes from a text."""
-    if doctree is None or app.builder.format != "html":
+    if doctree is None or app.builder.name != "html":
         return
     title = nodes.Text(context["title"]).astext()
     year, first = str(app.config.copyright), page == app.config.root_doc
@@ -211,7 +216,7 @@ def mend(text: str) -> str:
 
 def mend_all(app: Sphinx, error: Exception | None) -> None:
     """``mend`` every page that was written."""
-    if error or app.builder.format != "html":
+    if error or app.builder.name not in ("html", "singlehtml"):
         return
     for path in Path(app.outdir).rglob("*.html"):
         if "_static" not in path.parts:
