@@ -173,7 +173,9 @@ class Encoder(Section):
     encoder: str = Field("minilm-l6", description="encoder: packaged, org/name, or a folder")
     encoder_epochs: int = Field(4, ge=1, description="passes of the encoder over its rows")
     encoder_lr: float = Field(1.0e-4, gt=0, description="learning rate of the encoder")
-    encoder_accumulation: int = Field(1, ge=1, description="forward passes of the encoder per update")
+    encoder_accumulation: int = Field(
+        1, ge=1, description="forward passes of the encoder per update"
+    )
 
 
 class Endpoint(Section):
