@@ -22,7 +22,7 @@ STYLES: tuple[Literal["--", ":", "-."], ...] = ("--", ":", "-.")
 def vote_patterns(shares: pd.DataFrame) -> Axes:
     """Shares of items by how their votes fell (index ``5-0``, ``4-1`` …), a colour per source."""
     axes = shares.plot.bar(figsize=(7, 3), width=0.8, rot=0)
-    axes.set(xlabel="votes for the first action against the second", ylabel="share of pairs")
+    axes.set(xlabel="votes for the first answer against the second", ylabel="share of items")
     axes.legend(frameon=False)
     return axes
 
