@@ -50,7 +50,7 @@ things work. What was found on the published data stands in the [findings](findi
 """
 
 
-def build(jobs: Sequence[Job], *, printed: bool = False) -> Path:
+def build(jobs: Sequence[Job], *, printed: bool = False, covered: bool = False) -> Path:
     """Build the book from the pages of jobs that have run; its first page.
 
     Pages, executed notebooks, results and settings are hashed together; if they are those of the
@@ -60,12 +60,13 @@ def build(jobs: Sequence[Job], *, printed: bool = False) -> Path:
     Args:
         jobs: of several seeds and models of a variant the first is shown.
         printed: make an EPUB as well and, with the Chromium of the machine, a PDF.
+        covered: the edition for class, where outputs of the workshop are behind a click.
 
     Raises:
         RuntimeError: jupyter-book reported a warning or an error (without jobs: an error).
     """
     findings()
-    collect(jobs)
+    collect(jobs, covered=covered)
     records.write(GENERATED / "toc.yml", contents(jobs))
     stamp, state = ROOT / "_build" / "inputs.txt", _inputs()
     page, prints = (
@@ -212,8 +213,10 @@ def name_of(job: Job) -> str:
     return f"{job.study.name}/{job.stage.name}"
 
 
-def collect(jobs: Sequence[Job]) -> None:
+def collect(jobs: Sequence[Job], *, covered: bool = False) -> None:
     """Make the pages of executed notebooks, one a stage, in ``book/_runs/``.
+
+    Where they are ``covered``, outputs of the workshop open by a click, after the guess.
 
     The notebooks themselves, of several seeds and models the first, go beside the pages, to be
     taken along: ``runs/<study>/<stage>[-<variant>].ipynb``.
@@ -235,6 +238,10 @@ def collect(jobs: Sequence[Job]) -> None:
         page = side_by_side(copies, {v: tables.word(job.study.name, v) for v in copies})
         if job.stage.name != "results":
             _announce(page, job)
+            for cell in page["cells"] if covered else ():
+                if cell.get("outputs"):
+                    tags = cell["metadata"].get("tags", [])
+                    cell["metadata"] = {**cell["metadata"], "tags": [*tags, "hide-output"]}
         records.write(target / f"{name}.ipynb", json.dumps(page, indent=1) + "\n")
     wanted = {target / f"{name}.ipynb" for name in found}
     for left in set(target.glob("*/*.ipynb")) - wanted - set(target.glob("*/findings.ipynb")):

@@ -162,6 +162,9 @@ def book(
     runs: Runs = "runs",
     cores: Cores = None,
     printed: Annotated[bool, typer.Option("--print", help="also as EPUB and PDF")] = False,
+    covered: Annotated[
+        bool, typer.Option("--class", help="outputs of the workshop behind a click")
+    ] = False,
 ) -> None:
     """Build the book: first what was found, then, once every study has run here, all of it.
 
@@ -175,7 +178,8 @@ def book(
     count = pipeline.run(names, scale=scale, overrides=overrides, runs=runs, cores=cores)
     shares = pipeline.share(names, overrides).items()
     jobs = [job for name, own in shares for job in study.plan(name, (), scale, (0,), own, runs)]
-    typer.echo(f"{count} notebooks executed; open {book.build(jobs, printed=printed)}")
+    page = book.build(jobs, printed=printed, covered=covered)
+    typer.echo(f"{count} notebooks executed; open {page}")
 
 
 @app.command()

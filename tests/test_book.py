@@ -16,7 +16,7 @@ import pytest
 import yaml
 from sphinx.application import Sphinx
 
-from ethalign import book, claims, config, study, tables
+from ethalign import book, claims, config, records, study, tables
 from ethalign.config import ROOT
 
 needs_chromium = pytest.mark.skipif(
@@ -104,6 +104,27 @@ def test_every_module_is_in_the_reference() -> None:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if path.stem != "__init__":
             assert f"automodule:: {name}\n" in page
+
+
+def test_in_class_outputs_wait_for_the_guess(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ROOT / "notebooks" / "reasons" / "explore.ipynb"
+    ran = json.loads(source.read_text(encoding="utf-8"))
+    code = [cell for cell in ran["cells"] if cell["cell_type"] == "code"]
+    code[-1]["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "the answer"}]
+    records.write(tmp_path / "explore.ipynb", json.dumps(ran))
+    monkeypatch.setattr(book, "BOOK", tmp_path / "book")
+    monkeypatch.setattr(book, "GENERATED", tmp_path / "book" / "_generated")
+    (job,) = study.plan("reasons", (), "tiny", (0,), {}, str(tmp_path), "explore")[:1]
+    monkeypatch.setattr(type(job), "page", tmp_path / "explore.ipynb")
+    for covered in (True, False):
+        book.collect([job], covered=covered)
+        page = json.loads((tmp_path / "book" / "_runs" / "reasons" / "explore.ipynb").read_text())
+        tags = {cell["id"]: cell["metadata"].get("tags", []) for cell in page["cells"]}
+        assert {key for key, told in tags.items() if "hide-output" in told} == (
+            {code[-1]["id"]} if covered else set()
+        )
 
 
 def test_every_benchmark_is_told_with_its_conditions() -> None:
