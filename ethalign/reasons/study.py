@@ -89,7 +89,7 @@ STUDY = Study(
     work=work,
     order=(
         *("chance", *baselines.NAMES, "encoder", "shuffled-words"),
-        *("pretrained", "shuffled", "L", "L-leak-free", "LR", "R-then-L"),
+        *("pretrained", "L", "L-leak-free", "LR", "R-then-L", "shuffled"),
     ),
     before={"L": "pretrained", "LR": "L"},
     place=1,
