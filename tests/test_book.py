@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import xml.dom.minidom
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,6 +220,10 @@ def test_tabs_are_for_a_screen_and_not_for_paper(
     )
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     more = {"metadata": {"kernelspec": kernel}, "nbformat_minor": 5}
+    table = {"text/html": "<table border=1><tr><th scope=col>a<br>b&nbsp;c</table>"}
+    page["cells"][1]["outputs"].append(
+        {"output_type": "display_data", "data": table, "metadata": {}}
+    )
     cells = [{"execution_count": None, **c} if "outputs" in c else c for c in page["cells"]]
     (tmp_path / "index.ipynb").write_text(json.dumps({**page, **more, "cells": cells}))
     (tmp_path / "conf.py").write_text("extensions = ['myst_nb', 'sphinx_design', 'workshop']\n")
@@ -232,6 +237,9 @@ def test_tabs_are_for_a_screen_and_not_for_paper(
     assert ('data-sync-id="LR"' in text) == (builder == "html")
     assert ("<input" in text) == (builder == "html")
     assert text.count("the same") == 1
+    assert "scope=" in text
+    if builder == "epub":
+        xml.dom.minidom.parseString(text)
 
 
 @pytest.mark.parametrize("browser", ["/usr/bin/chromium", None])
