@@ -250,11 +250,21 @@ def test_a_printed_book_is_linked_and_a_missing_one_explained(
         folder = tmp_path / builder
         folder.mkdir()
         (folder / "a.epub").write_text(builder)
+        (folder / "b").mkdir()
+        (folder / "a.xhtml").write_text(
+            "<html><head/><body class='x'><h1>First</h1></body></html>"
+        )
+        (folder / "b" / "c.xhtml").write_text('<html><body><img src="../i/x.png"/></body></html>')
+        items = '<item id="2" href="b/c.xhtml" /><item id="1" href="a.xhtml" />'
+        order = '<itemref idref="1" /><itemref idref="2" />'
+        (folder / "content.opf").write_text(items + order)
         return folder
 
     def run(call: list[str], **_: Any) -> None:
         assert call[0] == browser
-        assert call[-1].endswith("singlehtml/welcome.html")
+        whole = (tmp_path / "epub" / "whole.html").read_text()
+        assert call[-1].endswith("/epub/whole.html")
+        assert whole.index("First") < whole.index('src="i/x.png"'), "in the order of the book"
         Path(call[-2].partition("=")[2]).write_text("pdf")
 
     monkeypatch.setattr(book, "_sphinx", sphinx)
