@@ -112,17 +112,33 @@ def _sphinx(builder: str, *options: str) -> Path:
 
 def _print(epub: Path, pdf: Path) -> str:
     """Make both from the whole book; a sentence that links to them, or says what is missing."""
-    shutil.copy(next(_sphinx("epub", "--quiet").glob("*.epub")), epub)
+    folder = _sphinx("epub", "--quiet")
+    shutil.copy(next(folder.glob("*.epub")), epub)
     told = f'To take along: <a href="{epub.name}" download>the whole book as EPUB</a>'
     browser = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if browser is None:
         return f"{told}. There is no PDF, since no Chromium was there to make it.\n"
-    whole = _sphinx("singlehtml", "--quiet") / "welcome.html"
     call = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
-    subprocess.run(
-        [*call, f"--print-to-pdf={pdf}", whole.as_uri()], check=True, capture_output=True
-    )
+    call += [f"--print-to-pdf={pdf}", _whole(folder).as_uri()]
+    subprocess.run(call, check=True, capture_output=True)
     return f'{told} or <a href="{pdf.name}" download>as PDF</a>.\n'
+
+
+def _whole(folder: Path) -> Path:
+    """One page of all pages of an unpacked EPUB, in their order, for a browser to print."""
+    told = (folder / "content.opf").read_text(encoding="utf-8")
+    files = dict(re.findall(r'<item id="([^"]+)" href="([^"]+)"', told))
+    pages = [folder / files[key] for key in re.findall(r'<itemref idref="([^"]+)"', told)]
+    texts = [page.read_text(encoding="utf-8") for page in pages]
+    parts = [texts[0].partition("<body")[0], "<body>"]
+    for text in texts:
+        # All that a page loads lies below the folder, and so it does from the folder itself.
+        body = text.partition("<body")[2].partition(">")[2].partition("</body>")[0]
+        body = re.sub(r'(src|href)="(?:\.\./)+', r'\1="', body)
+        parts.append(f'<div style="break-after: page">{body}</div>')
+    whole = folder / "whole.html"
+    records.write(whole, "".join([*parts, "</body></html>"]))
+    return whole
 
 
 def findings() -> list[Path]:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import xml.dom.minidom
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,6 +251,10 @@ def test_tabs_are_for_a_screen_and_not_for_paper(
     )
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     more = {"metadata": {"kernelspec": kernel}, "nbformat_minor": 5}
+    table = {"text/html": "<table border=1><tr><th scope=col>a<br>b&nbsp;c</table>"}
+    page["cells"][1]["outputs"].append(
+        {"output_type": "display_data", "data": table, "metadata": {}}
+    )
     cells = [{"execution_count": None, **c} if "outputs" in c else c for c in page["cells"]]
     (tmp_path / "index.ipynb").write_text(json.dumps({**page, **more, "cells": cells}))
     (tmp_path / "conf.py").write_text("extensions = ['myst_nb', 'sphinx_design', 'workshop']\n")
@@ -263,6 +268,9 @@ def test_tabs_are_for_a_screen_and_not_for_paper(
     assert ('data-sync-id="LR"' in text) == (builder == "html")
     assert ("<input" in text) == (builder == "html")
     assert text.count("the same") == 1
+    assert "scope=" in text
+    if builder == "epub":
+        xml.dom.minidom.parseString(text)
 
 
 @pytest.mark.parametrize("browser", ["/usr/bin/chromium", None])
@@ -273,11 +281,21 @@ def test_a_printed_book_is_linked_and_a_missing_one_explained(
         folder = tmp_path / builder
         folder.mkdir()
         (folder / "a.epub").write_text(builder)
+        (folder / "b").mkdir()
+        (folder / "a.xhtml").write_text(
+            "<html><head/><body class='x'><h1>First</h1></body></html>"
+        )
+        (folder / "b" / "c.xhtml").write_text('<html><body><img src="../i/x.png"/></body></html>')
+        items = '<item id="2" href="b/c.xhtml" /><item id="1" href="a.xhtml" />'
+        order = '<itemref idref="1" /><itemref idref="2" />'
+        (folder / "content.opf").write_text(items + order)
         return folder
 
     def run(call: list[str], **_: Any) -> None:
         assert call[0] == browser
-        assert call[-1].endswith("singlehtml/welcome.html")
+        whole = (tmp_path / "epub" / "whole.html").read_text()
+        assert call[-1].endswith("/epub/whole.html")
+        assert whole.index("First") < whole.index('src="i/x.png"'), "in the order of the book"
         Path(call[-2].partition("=")[2]).write_text("pdf")
 
     monkeypatch.setattr(book, "_sphinx", sphinx)

@@ -216,7 +216,7 @@ def mend(text: str) -> str:
 
 def mend_all(app: Sphinx, error: Exception | None) -> None:
     """``mend`` every page that was written."""
-    if error or app.builder.name not in ("html", "singlehtml"):
+    if error or app.builder.name != "html":
         return
     for path in Path(app.outdir).rglob("*.html"):
         if "_static" not in path.parts:

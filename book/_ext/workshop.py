@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from bs4 import BeautifulSoup
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -84,6 +85,14 @@ def plain(app: Sphinx) -> None:
         app.config.html_extra_path = []
 
 
+def well_formed(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Close and quote what tables and figures leave open: an EPUB holds XHTML."""
+    if app.builder.name == "epub" and "body" in context:
+        context["body"] = BeautifulSoup(context["body"], "html.parser").decode()
+
+
 def beside(page: str) -> bool:
     """Whether a page is of the appendix: the workshop and what was executed for it."""
     kept = page.endswith(("/findings", "/results"))
@@ -128,6 +137,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", plain)
     app.connect("doctree-read", put_into_tabs)
     app.connect("html-page-context", part)
+    app.connect("html-page-context", well_formed)
     app.connect("build-finished", redirect)
     app.connect("config-inited", quote, priority=1)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
