@@ -30,6 +30,7 @@ from ethalign import (
     records,
     scoring,
     tuning,
+    warm,
 )
 from ethalign.honesty import data as questions
 from ethalign.honesty import prompts as asking
@@ -367,12 +368,13 @@ def version(name: str) -> str:
     return installed(name)
 
 
-def timed(*arguments: str) -> float:
+def timed(*arguments: str, **environment: str) -> float:
     """Seconds of a fresh Python, best of five: the rest is the machine's noise."""
     best = []
     for _ in range(5):
         clock = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+        call, env = [sys.executable, *arguments], {**os.environ, **environment}
+        subprocess.run(call, capture_output=True, check=True, env=env)
         best.append(time.perf_counter() - clock)
     return min(best)
 
@@ -389,6 +391,17 @@ def help_benchmark() -> Any:
     ours = timed("-m", "ethalign.cli", "--help")
     how = "best of five fresh processes; peer: the limit of 1 s"
     return row("help", ours, 1.0, 1.0 / ours, None, None, "s", how)
+
+
+def start_benchmark() -> Any:
+    """Seconds until a process has what notebooks import: a fork, and a fresh process."""
+    program = ("timeit", "-n", "1", "-r", "1", f"import {', '.join(warm.MODULES)}")
+    call = ("-m", "ethalign.warm", *program)
+    with tempfile.TemporaryFile("w") as log, warm.serving({**os.environ}, HERE.parent, log) as env:
+        ours = timed(*call, **env)
+    peer = timed(*call)
+    how = "best of five: what notebooks import, in a fork of the run and in a fresh process"
+    return row("notebook-start", ours, peer, peer / ours, None, None, "s", how)
 
 
 def memory_benchmark() -> Any:
@@ -443,6 +456,7 @@ def nothing_benchmark() -> Any:
 ALL: dict[str, Callable[[], Any]] = {
     "import": import_benchmark,
     "help": help_benchmark,
+    "notebook-start": start_benchmark,
     "scoring-vs-lm-eval": scoring_benchmark,
     "tuning-vs-trl": tuning_benchmark,
     "sampling-vs-generate": lambda: sampling_benchmark(
