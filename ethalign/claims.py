@@ -70,7 +70,7 @@ class Contrast(NamedTuple):
     groups: NDArray[Any] | None = None
 
 
-def load(name: str) -> list[Claim]:
+def declared(name: str) -> list[Claim]:
     """The claims of a study, in the order of its file.
 
     Raises:
@@ -119,7 +119,7 @@ def current(name: str, scale: str = "small") -> bool:
     """Are the recorded verdicts those of today's runs, claims and code? Without claims, yes."""
     path = results.RESULTS / name / scale / RECORD
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return not load(name) or bool(kept.get("of") == _basis(name, path.parent))
+    return not declared(name) or bool(kept.get("of") == _basis(name, path.parent))
 
 
 def fault(name: str, scale: str = "small") -> str:
@@ -145,7 +145,7 @@ def _basis(name: str, home: Path) -> str:
     return config.digest(
         {
             "records": {str(p.relative_to(home)): sources.sha256(p) for p in paths},
-            "claims": [claim.model_dump() for claim in load(name)],
+            "claims": [claim.model_dump() for claim in declared(name)],
             "code": code.reach(assess) | (code.reach(contrast) if contrast else {}),
         }
     )
@@ -175,7 +175,7 @@ def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
             {**{key: getattr(claim, key) for key in (*TOLD, "unit")}, "run": run, "model": model}
             | _tested(owner, claim, seeds)
             for model, seeds in tables.items()
-            for claim in load(name)
+            for claim in declared(name)
         ]
     table = pd.DataFrame(rows, columns=[*COLUMNS, "side"])
     p = table["p"].astype(float)

@@ -550,7 +550,7 @@ def text_of(built: Path, name: str) -> str:
 def test_every_claim_has_an_address(built: Path) -> None:
     for name in config.studies():
         page = text_of(built, f"{name}/index.html")
-        for claim in claims.load(name):
+        for claim in claims.declared(name):
             assert page.count(f'id="claim-{claim.id}"') == 1, claim.id
 
 

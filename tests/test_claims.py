@@ -253,7 +253,7 @@ def test_recorded_verdicts_are_those_of_todays_runs(
 @pytest.mark.parametrize("name", config.studies())
 def test_what_is_claimed_was_written_down(name: str) -> None:
     """Primary claims are the abstract's, and the reference tests most of what is claimed."""
-    told = claims.load(name)
+    told = claims.declared(name)
     assert {claim.source for claim in told if claim.family == "primary"} == {"abstract"}
     found = claims.recorded(name)
     assert {*found["id"]} == {claim.id for claim in told}

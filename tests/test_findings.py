@@ -86,7 +86,7 @@ def test_every_claim_of_the_abstract_is_on_its_page_and_linked_from_the_first(na
     own, first = tables.glance(name), tables.glance(name, "page.html")
     found = claims.recorded(name)
     glossary = (ROOT / "book" / "glossary.md").read_text().splitlines()
-    for claim in (claim for claim in claims.load(name) if claim.family == "primary"):
+    for claim in (claim for claim in claims.declared(name) if claim.family == "primary"):
         row = next(line for line in own.splitlines() if f'id="{claim.id}"' in line)
         assert f'href="page.html#{claim.id}"' in first
         for verdict in found.loc[found["id"] == claim.id, "verdict"]:
@@ -94,7 +94,7 @@ def test_every_claim_of_the_abstract_is_on_its_page_and_linked_from_the_first(na
             assert verdict in glossary, "the word has an entry"
     heads = own.splitlines()[0].count("|")
     assert {line.count("|") for line in own.splitlines()} == {heads}
-    assert study.find(name).headline in {claim.id for claim in claims.load(name)}
+    assert study.find(name).headline in {claim.id for claim in claims.declared(name)}
 
 
 def test_no_raw_key_stands_in_a_table_of_findings() -> None:
@@ -123,7 +123,7 @@ def test_the_papers_figures_stand_beside_the_claims() -> None:
     assert row["high"] == pytest.approx(0.266 + math.hypot(u1 - 0.894, 0.628 - l2))
     less = told["lr-misaligned-less-than-l", "Llama-2 7B"]
     assert less["difference"] == pytest.approx(0.384 - 0.094), "fewer misaligned is for the claim"
-    companion = {claim.id for claim in claims.load("reasons") if claim.source == "companion"}
+    companion = {claim.id for claim in claims.declared("reasons") if claim.source == "companion"}
     assert not companion & {key for key, _ in told}, "these are not the paper's claims"
     sizes = tables.printed("honesty").query("id == 'confidence-verb-beats-unaligned'")
     assert sizes["paper"].tolist() == ["7B", "13B", "70B"]

@@ -26,7 +26,7 @@ def rows(knows: float, items: int = 200, bias: float = 0.0) -> pd.DataFrame:
 
 
 def claim(**changes: str) -> claims.Claim:
-    known = {c.id: c for c in claims.load("ambiguity")}
+    known = {c.id: c for c in claims.declared("ambiguity")}
     return known["tuning-improves-cross-entropy"].model_copy(update=changes)
 
 
