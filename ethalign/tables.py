@@ -258,7 +258,7 @@ def printed(name: str) -> pd.DataFrame:
     table = results.reported(name)
     table["paper"] = table["row"].str.split(",").str[0]
     found = []
-    for claim in (claim for claim in tests.load(name) if claim.source != "companion"):
+    for claim in (claim for claim in tests.declared(name) if claim.source != "companion"):
         names = table["metric"].map(lambda m, c=claim: f"{c.estimand}_".startswith(f"{m}_"))
         known = table[names & (table["dataset"] == claim.dataset)]
         for paper, part in known.groupby("paper", sort=False):
@@ -350,7 +350,7 @@ def effects() -> pd.DataFrame:
             ours.assign(source="here", label=labels, size=_sizes(ours["model"])),
             paper.assign(source="paper", label=paper["paper"], size=_sizes(paper["paper"])),
         ]
-        claim = next((c for c in tests.load(owner.name) if c.id == owner.headline), None)
+        claim = next((c for c in tests.declared(owner.name) if c.id == owner.headline), None)
         if claim is not None:
             more = {"study": owner.name, "claim": claim.claim, "unit": claim.unit}
             parts += [part.assign(**more) for part in both if len(part)]

@@ -150,18 +150,22 @@ def _become(caller: socket.socket) -> list[str]:
 
 def _ask(path: str, arguments: list[str]) -> int | None:
     """Exit code of a module that ran in a fork of the server; None if there is no server."""
-    parent = os.getppid()
+    parent, kinds = os.getppid(), {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, kinds)  # until they can be passed on
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fork:
         request = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
         try:
             fork.connect(path)
             socket.send_fds(fork, [request], [0, 1, 2])
-            for kind in (signal.SIGINT, signal.SIGTERM):
+            for kind in kinds:
                 signal.signal(kind, lambda number, _: fork.send(bytes([number])) and None)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, kinds)
             if not fork.recv(9):
                 return None
         except OSError:
             return None
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, kinds)
         fork.settimeout(1)
         while os.getppid() == parent:
             with contextlib.suppress(TimeoutError):

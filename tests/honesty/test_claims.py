@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from ethalign import config, records
-from ethalign.claims import Claim, load
+from ethalign.claims import Claim, declared
 from ethalign.honesty import claims, evaluate, plots, scores
 from ethalign.honesty.targets import METHODS
 
@@ -139,7 +139,7 @@ def test_what_honesty_costs_is_compared_over_requests() -> None:
 
 def test_the_claims_of_the_file_can_be_tested_on_what_a_run_leaves() -> None:
     """Every entry names variants that exist and an estimand that is known."""
-    found = load("honesty")
+    found = declared("honesty")
     variants = {*config.variants("honesty")}
     for claim in found:
         assert {claim.first, claim.second} <= variants, claim.id

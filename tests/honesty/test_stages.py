@@ -229,7 +229,7 @@ def test_a_setting_makes_anew_what_it_concerns_and_nothing_else(runs: Path) -> N
 def test_claims_are_tested_question_by_question(runs: Path) -> None:
     """The samples are too small for a claim, and what was not asked is not claimed."""
     table = shared.assess("honesty", {"this run": job("results", runs).home})
-    assert len(table) == len(shared.load("honesty"))
+    assert len(table) == len(shared.declared("honesty"))
     assert set(table["model"]) == {"random-tiny"}
     asked = table["dataset"] == "requests"
     two = asked & table["first"].isin(VARIANTS) & table["second"].isin(VARIANTS)

@@ -39,7 +39,7 @@ def difference(told: shared.Claim, given: dict[str, pd.DataFrame]) -> Any:
 
 
 def test_every_claim_of_the_file_is_understood() -> None:
-    told = shared.load("reasons")
+    told = shared.declared("reasons")
     assert {c.dataset for c in told} <= {*claims.SAME}
     estimands = {c.estimand for c in told}
     assert estimands <= {"auc", *claims.RIGHT, *claims.MISALIGNED}
