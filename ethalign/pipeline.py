@@ -8,17 +8,21 @@ follow. Settings travel in a file, so that any job can be repeated by itself.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ethalign import code, config, records, sources, study, warm
 from ethalign.config import ROOT, UserError, digest
@@ -268,9 +272,41 @@ def rule(job: Job, point: str = ".", same: Job | None = None) -> dict[str, Any]:
         "output": str(job.page),
         "depends": page_hash(job),
         "alone": job.stage.alone,
-        "gpu": int("model.id" in job.stage.models and job.run.model.device != "cpu"),
+        "gpu": int(on_gpu(job)),
         "call": shlex.join(call),
     }
+
+
+def on_gpu(job: Job) -> bool:
+    """Does a job want a GPU, if there is one?"""
+    return "model.id" in job.stage.models and job.run.model.device != "cpu"
+
+
+def cards() -> list[str]:
+    """The NVIDIA GPUs that may be used here, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    try:
+        call = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except OSError:
+        return []
+    return re.findall(r"(?m)^GPU (\d+):", call.stdout)
+
+
+@contextlib.contextmanager
+def card() -> Iterator[None]:
+    """A GPU that no other job on this machine has; waits for one, if the machine has any."""
+    places = {n: f"{tempfile.gettempdir()}/ethalign-{os.getuid()}-gpu-{n}" for n in cards()}
+    for name, place in itertools.cycle(places.items()):
+        try:
+            held = FileLock(place).acquire(timeout=0.2)
+        except Timeout:
+            continue
+        with held:
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+            yield
+        return
+    yield
 
 
 def preflight(job: Job, *, here: bool = True) -> None:
@@ -323,6 +359,8 @@ def _snakemake(jobs: Sequence[Job], path: Path, cores: int, profile: str | None)
     command = [sys.executable, "-m", "snakemake", "--nolock", "--directory", str(ROOT)]
     command += ["--snakefile", str(ROOT / "workflow" / "Snakefile"), "--configfile", str(path)]
     command += ["--profile", str(folder), "--cores", str(cores), "--logger", "ethalign"]
+    if not profile and (found := cards()):
+        command += ["--resources", f"gpu={len(found)}"]
     plugins = [str(ROOT / "workflow"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "ETHALIGN_PROGRESS": str(progress)}
     environment["ETHALIGN_PARENT"] = "" if profile else str(os.getpid())
@@ -428,7 +466,8 @@ def notebook(
     if variant is not None and here.stage.variant is None:
         values["variant"] = variant
     try:
-        execute(notebook_of(here), here.page, values)
+        with card() if on_gpu(here) else contextlib.nullcontext():
+            execute(notebook_of(here), here.page, values)
         return 0
     except (UserError, RuntimeError) as error:
         mistake = isinstance(error, UserError)

@@ -434,20 +434,24 @@ def leaks(folder: Path, shown: str) -> list[str]:
     return [place for place, text in texts.items() if any(s in text for s in SECRETS.values())]
 
 
-def test_the_whole_evaluation_runs_against_a_server(server: Server, tmp_path: Path) -> None:
+def test_the_whole_evaluation_runs_against_a_server(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
     settings = [f"endpoint.url={server.url}", "model.id=some-model", "endpoint.per_minute=100000"]
     call = ["run", "ambiguity", "--variant", "zero-shot", "--scale", "smoke"]
     # First it is refused, by a server that repeats the key.
     secrets = " and ".join(SECRETS.values())
     server.script, server.error = [401] * 99, json.dumps({"error": {"message": f"Is {secrets}"}})
     server.headers["Content-Type"] = "application/json"
-    done = command(*call, "--runs", tmp_path, "--set", *settings, **SECRETS)
+    done = command(*call, "--runs", tmp_path, "--set", *settings)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Is *** and ***" in done.stderr
     assert not leaks(tmp_path, done.stderr)
     server.script, server.bodies = [429, 500, "cut"], []
     server.fingerprint = f"fp_1 {KEY}"
-    done = command(*call, "--runs", tmp_path, "--set", *settings, **SECRETS)
+    done = command(*call, "--runs", tmp_path, "--set", *settings)
     assert done.returncode == 0, done.stderr
     assert not leaks(tmp_path, done.stdout + done.stderr)
     where = tmp_path / "ambiguity" / "smoke" / "some-model" / "zero-shot" / "0"

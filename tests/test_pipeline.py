@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -393,3 +396,57 @@ def test_requirements_are_in_step() -> None:
         assert listed.pop(name) == pins[name], f"{name}: environment.yml differs"
     assert not listed, "environment.yml lists what pyproject.toml does not"
     assert Path(ROOT / "environment.yml").read_text().rstrip().endswith("-e .")
+
+
+def test_two_jobs_never_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many at once as there are cards, each with one of its own; the next one waits."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: Fake (UUID: a)'\necho 'GPU 1: Fake (UUID: b)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert pipeline.cards() == [], "hidden from us"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert pipeline.cards() == ["0", "1"]
+    program = (
+        "import os, sys\nfrom ethalign import pipeline\nwith pipeline.card():\n"
+        "    print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n    sys.stdin.read()\n"
+    )
+
+    def start() -> subprocess.Popen[str]:
+        call = [sys.executable, "-c", program]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+        pipe = subprocess.PIPE
+        return subprocess.Popen(call, env=environment, stdin=pipe, stdout=pipe, text=True)
+
+    with contextlib.ExitStack() as jobs:
+        first, second = (jobs.enter_context(start()) for _ in range(2))
+        assert first.stdout
+        assert second.stdout
+        taken = [first.stdout.readline().strip(), second.stdout.readline().strip()]
+        assert sorted(taken) == ["0", "1"]
+        third = jobs.enter_context(start())
+        assert third.stdout
+        assert not select.select([third.stdout], [], [], 2)[0], "no card is free"
+        second.communicate()
+        assert third.stdout.readline().strip() == taken[1]
+        first.communicate()
+        third.communicate()
+
+
+@pytest.mark.parametrize(("found", "limit"), [([], None), (["0", "1", "2"], "gpu=3")])
+def test_gpus_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[str], limit: str | None
+) -> None:
+    asked: list[list[str]] = []
+
+    def started(call: list[str], **_: object) -> None:
+        asked.append(call)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "cards", lambda: found)
+    monkeypatch.setattr("subprocess.Popen", started)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline._snakemake([], tmp_path / "settings.yaml", 2, None)
+    (call,) = asked
+    assert (limit in call) if limit else ("--resources" not in call), call

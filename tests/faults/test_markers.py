@@ -137,7 +137,7 @@ def built(planted: Path) -> Path:
     toc = {"format": "jb-book", "root": "start", "chapters": names}
     records.write(book / "toc.yml", toc)
     call = [
-        Path(sys.executable).parent / "jupyter-book",
+        str(Path(sys.executable).parent / "jupyter-book"),
         "build",
         "book",
         "--config",
