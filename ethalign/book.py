@@ -19,6 +19,7 @@ from ethalign import (
     code,
     config,
     explorer,
+    models,
     pipeline,
     plots,
     records,
@@ -179,6 +180,7 @@ def _generate(*, whole: bool) -> None:
         records.write(GENERATED / f"{name}-effects.md", effects(name))
     records.write(GENERATED / "effects.md", effects())
     records.write(GENERATED / "faults.md", fault_table())
+    records.write(GENERATED / "models.md", model_table())
     records.write(GENERATED / "speed.md", speed_table())
 
 
@@ -390,6 +392,23 @@ def speed_table() -> str:
         sides = (f"{row[side]:.3g} {row['unit']}" for side in ("ours", "peer"))
         rows.append((row["benchmark"], *sides, f"{row['ratio']:.2g}{spread}", row["conditions"]))
     return tables.markdown(["benchmark", "here", "peer", "times better", "conditions"], rows)
+
+
+def model_table() -> str:
+    """Every packaged model: what was packed, in which packages, and by which hash it is known."""
+    rows = [
+        (
+            f"`{name}`",
+            f"`{spec.upstream}`",
+            f"`{spec.wheel.format(part=f'1…{spec.parts}')}`",
+            f"{'the joined file' if spec.parts > 1 else 'the wheel'}: `{spec.sha256}`",
+            spec.licence,
+            _plain(spec.about),
+        )
+        for name, spec in models.PACKAGED.items()
+        if spec.wheel
+    ]
+    return tables.markdown(["id", "model", "package", "SHA-256", "licence", "what it is"], rows)
 
 
 def _plain(text: str) -> str:

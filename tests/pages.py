@@ -20,6 +20,7 @@ from playwright.sync_api import (
     Browser,
     BrowserContext,
     ConsoleMessage,
+    Dialog,
     Request,
     ViewportSize,
     sync_playwright,
@@ -185,10 +186,14 @@ def _visit(context: BrowserContext, path: Path, root: Path) -> list[str]:
         if message.type == "error":
             found.append(f"console error {message.text[:200]}")
 
+    def asked(dialog: Dialog) -> None:
+        found.append(f"says {dialog.message}")
+        dialog.dismiss()
+
     page = context.new_page()
     page.on("request", requested)
     page.on("requestfailed", failed)
-    page.on("dialog", lambda dialog: (found.append(f"says {dialog.message}"), dialog.dismiss()))
+    page.on("dialog", asked)
     page.on("websocket", lambda socket: found.append(f"opens a socket to {socket.url}"))
     page.on("pageerror", lambda error: found.append(f"script error {str(error)[:200]}"))
     page.on("console", said)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from sphinx.application import Sphinx
 
-from ethalign import book, claims, config, records, study, tables
+from ethalign import book, claims, config, models, records, study, tables
 from ethalign.config import ROOT
 
 needs_chromium = pytest.mark.skipif(
@@ -136,6 +136,21 @@ def test_every_benchmark_is_told_with_its_conditions() -> None:
         assert row["benchmark"] in line
         assert row["conditions"] in line
         assert f"{row['ratio']:.2g}" in line
+
+
+def test_the_origin_of_every_packaged_model_is_told() -> None:
+    """A table of six columns; of each model the packages, the hash and whose model it is."""
+    (_, _, *lines), wanted = book.model_table().splitlines(), models.PACKAGED
+    told = {line.split("`")[1]: line for line in lines}
+    assert {*told} == {name for name, spec in wanted.items() if spec.wheel}
+    for name, line in told.items():
+        assert re.fullmatch("[0-9a-f]{64}", wanted[name].sha256)
+        assert wanted[name].sha256 in line
+        assert re.search(r"`[\w-]+/[\w.-]+`", line), "the model on the Hub"
+        assert re.search(r"==[\d.]+`", line), "the version of the package"
+        assert line.count("|") == 7
+    assert "part1…6==0.9.0" in told["qwen2.5-coder-0.5b-instruct"]
+    assert "_generated/models.md" in (ROOT / "book" / "models.md").read_text()
 
 
 def test_every_parameter_is_in_the_guide(texts: dict[str, str]) -> None:
