@@ -217,9 +217,9 @@ def test_stories_of_ones_own_take_the_place_of_the_source(tmp_path: Path) -> Non
 def test_a_million_pairs_are_divided_in_seconds() -> None:
     n = 100_000
     pairs = {"action1": [f"a{k}" for k in range(n)], "action2": [f"a{k + 1}" for k in range(n)]}
-    clock = time.perf_counter()
+    clock = time.process_time()
     first, rest = data.part(pd.DataFrame(pairs), 0.2, 0)
-    assert time.perf_counter() - clock < 3
+    assert time.process_time() - clock < 3
     assert len(first) == n // 5
     assert not {*first["action1"], *first["action2"]} & {*rest["action1"], *rest["action2"]}
 
