@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from ethalign import scoring
+from ethalign import generation, scoring
 from ethalign.models import Loaded
 
 PROMPTS = ["Q: one?\nA:", "Q: a good deal longer than the first one?\nA:", "Q:", "Q: four\nA:"]
@@ -71,3 +71,22 @@ def test_logits_of_hidden_states_are_those_of_the_model(
         assert torch.allclose(scoring.logits(model, hidden[:, -2:]), wanted, atol=1e-5)
         found = scoring.Head(model)(hidden[:, -2:])
     assert torch.allclose(found, wanted.log_softmax(-1), atol=1e-5)
+
+
+def test_threads_move_a_log_probability_by_less_than_a_near_tie(tiny: Loaded) -> None:
+    """By which greedy texts are told apart; half precision moves it by more."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}
+    size = {"vocab_size": len(tiny.tokenizer), "num_attention_heads": 4}
+    model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **size))
+    for weight in model.model.layers.parameters():  # so that much is summed up
+        weight.data.mul_(3 if weight.dim() == 2 else 1)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads, dtype in ((1, "float32"), (2, "float32"), (2, "bfloat16")):
+            torch.set_num_threads(threads)
+            asked = model.to(getattr(torch, dtype)).eval(), tiny.tokenizer
+            found.append(scoring.choice_logprobs(*asked, PROMPTS, CHOICES))
+    finally:
+        torch.set_num_threads(before)
+    assert abs(found[1] - found[0]).max() < generation.NEAR < abs(found[2] - found[0]).max()

@@ -285,8 +285,9 @@ def part(frame: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd
     wanted = min(max(1, round(share * len(frame))), len(frame))
     taken, sides = {*itertools.islice(walk(frame, seed), wanted)}, _sides(frame)
     used = {action for side in sides for action in frame[side].iloc[[*taken]]}
-    touched = np.array([[a in used for a in frame[side].tolist()] for side in sides]).any(axis=0)
-    first, rest = frame.iloc[sorted(taken)], frame.loc[~touched]
+    rows = zip(*(frame[side].tolist() for side in sides), strict=True)
+    free = [k for k, actions in enumerate(rows) if used.isdisjoint(actions)]
+    first, rest = frame.iloc[sorted(taken)], frame.iloc[free]
     return first.reset_index(drop=True), rest.reset_index(drop=True)
 
 
