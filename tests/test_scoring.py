@@ -76,8 +76,8 @@ def test_logits_of_hidden_states_are_those_of_the_model(
 def test_threads_move_a_log_probability_by_less_than_a_near_tie(tiny: Loaded) -> None:
     """By which greedy texts are told apart; half precision moves it by more."""
     torch.manual_seed(0)
-    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}
-    size = {"vocab_size": len(tiny.tokenizer), "num_attention_heads": 4}
+    shape: Any = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}
+    size: Any = {"vocab_size": len(tiny.tokenizer), "num_attention_heads": 4}
     model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, **size))
     for weight in model.model.layers.parameters():  # so that much is summed up
         weight.data.mul_(3 if weight.dim() == 2 else 1)
