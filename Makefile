@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: book print lab test check fetch slurm sbom clean
+.PHONY: book print lab test check bench fetch slurm sbom clean
 
 book: $(READY)
 	$(BIN)/ethalign book
@@ -28,6 +28,11 @@ fetch: $(READY)
 slurm: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cluster]"
 	VENV=$(VENV) tests/slurm.sh
+
+# Against others, which are installed beside; takes about an hour on a machine left alone.
+bench: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[benchmark]"
+	$(BIN)/python benchmarks/run.py
 
 # What is installed, with versions and licences, as a CycloneDX bill of materials.
 sbom: $(READY)

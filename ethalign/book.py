@@ -36,6 +36,7 @@ GENERATED = BOOK / "_generated"
 README, FIGURE = ROOT / "README.md", BOOK / "_static" / "effects.svg"
 MARKS = "<!-- findings: written by `ethalign claims` -->\n", "<!-- end of findings -->\n"
 FAULTS = ROOT / "tests" / "faults" / "matrix.yaml"
+SPEED = ROOT / "benchmarks" / "results.json"
 PRINTS = ("ethalign.epub", "ethalign.pdf")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WORKSHOP = """
@@ -176,6 +177,7 @@ def _generate(*, whole: bool) -> None:
         records.write(GENERATED / f"{name}-effects.md", effects(name))
     records.write(GENERATED / "effects.md", effects())
     records.write(GENERATED / "faults.md", fault_table())
+    records.write(GENERATED / "speed.md", speed_table())
 
 
 def effects(name: str = "") -> str:
@@ -334,7 +336,7 @@ def _inputs() -> str:
     """Everything that the book is made of; what is generated follows from the rest."""
     files = [p for p in BOOK.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files = [p for p in files if GENERATED not in p.parents or p.name == "toc.yml"]
-    files += [ROOT / "_config.yml", FAULTS, *(ROOT / "ethalign").rglob("*.py")]
+    files += [ROOT / "_config.yml", FAULTS, SPEED, *(ROOT / "ethalign").rglob("*.py")]
     files += (ROOT / "configs").rglob("*.yaml")
     files += [p for p in results.RESULTS.rglob("*.json*") if p.is_file()]
     return "".join(f"{os.path.relpath(p, ROOT)} {sources.sha256(p)}\n" for p in sorted(files))
@@ -369,6 +371,16 @@ def fault_table() -> str:
         for row in config.read_yaml(FAULTS).values()
     ]
     return tables.markdown(heads, rows)
+
+
+def speed_table() -> str:
+    """Every recorded benchmark in Markdown: ours, the peer, their ratio with its spread, how."""
+    rows = []
+    for row in json.loads(SPEED.read_text(encoding="utf-8")):
+        spread = "" if row["low"] is None else f" [{row['low']:.2g}, {row['high']:.2g}]"
+        sides = (f"{row[side]:.3g} {row['unit']}" for side in ("ours", "peer"))
+        rows.append((row["benchmark"], *sides, f"{row['ratio']:.2g}{spread}", row["conditions"]))
+    return tables.markdown(["benchmark", "here", "peer", "times better", "conditions"], rows)
 
 
 def _plain(text: str) -> str:

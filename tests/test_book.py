@@ -107,6 +107,16 @@ def test_every_module_is_in_the_reference() -> None:
             assert f"automodule:: {name}\n" in page
 
 
+def test_every_benchmark_is_told_with_its_conditions() -> None:
+    rows = json.loads(book.SPEED.read_text(encoding="utf-8"))
+    table = book.speed_table().splitlines()
+    assert len(table) == len(rows) + 2
+    for row, line in zip(rows, table[2:], strict=True):
+        assert row["benchmark"] in line
+        assert row["conditions"] in line
+        assert f"{row['ratio']:.2g}" in line
+
+
 def test_every_parameter_is_in_the_guide(texts: dict[str, str]) -> None:
     for study_name in config.studies():
         for name, *_ in config.parameters(study.find(study_name).run):
@@ -473,6 +483,22 @@ def test_the_theme_is_mended_for_screen_readers(monkeypatch: pytest.MonkeyPatch)
     assert about.mend(once) == once
     signature = '<dt>f(<dl>\n<dd><em class="sig-param">x</em>,</dd>\n</dl>)</dt>'
     assert "<d" not in about.mend(signature).removeprefix("<dt>").replace("<div", "")
+
+
+def test_notebooks_open_elsewhere_once_the_repository_has_an_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    about, notebook = importlib.import_module("about"), "notebooks/reasons/evaluate.ipynb"
+    told = dict(about.citation())
+    told.pop("repository-code", None)
+    monkeypatch.setattr(about, "citation", lambda: told)
+    assert about.launch(notebook) == "", "without an address there is nothing to open"
+    told["repository-code"] = "https://github.com/someone/ethalign.git"
+    assert f"/github/someone/ethalign/blob/HEAD/{notebook}" in about.launch(notebook)
+    assert f"/gh/someone/ethalign/HEAD?labpath={notebook}" in about.launch(notebook)
+    told["repository-code"] = 'https://github.com/a"><script>/b'
+    assert about.launch(notebook) == "", "not an address"
 
 
 def test_every_page_says_what_was_run_and_how_to_cite_it(built: Path) -> None:

@@ -84,6 +84,23 @@ def reference(study: str) -> list[tuple[str, ...]]:
     return rows
 
 
+def launch(notebook: str) -> str:
+    """Links that open a notebook on the machines of Colab and Binder.
+
+    Nothing before ``CITATION.cff`` has the address of a public repository on GitHub.
+    """
+    address = str(citation().get("repository-code", "")).removesuffix("/").removesuffix(".git")
+    place = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)", address)
+    if not place:
+        return ""
+    where = {
+        "Colab": f"https://colab.research.google.com/github/{place[1]}/blob/HEAD/{notebook}",
+        "Binder": f"https://mybinder.org/v2/gh/{place[1]}/HEAD?labpath={notebook}",
+    }
+    links = " or ".join(f'<a href="{escape(to)}">{name}</a>' for name, to in where.items())
+    return f"<p><strong>Run it.</strong> Open this page's notebook on {links}.</p>"
+
+
 def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
     """The HTML at the end of a page; ``path_to`` makes an address relative, ``root`` is built."""
     folder = page.removeprefix("_runs/").split("/")[0]
@@ -104,7 +121,7 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
             "".join(f'<th scope="col">{head}</th>' for head in heads),
             f"</tr></thead><tbody>{''.join(cells)}</tbody></table></div></details>",
         ]
-    files = []
+    files, live = [], ""
     for copy in sorted((root.parent / "beside" / "runs" / folder).glob("*.ipynb") if own else ()):
         made, _, variant = copy.stem.partition("-")
         if made == stage:
@@ -112,6 +129,7 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
             files.append((f"runs/{folder}/{copy.name}", label))
     if own and (root / "notebooks" / folder / f"{stage}.ipynb").is_file():
         files.insert(0, (f"notebooks/{folder}/{stage}.ipynb", "this page's notebook"))
+        live = launch(f"notebooks/{folder}/{stage}.ipynb")
     for name in studies:
         for kind, label in (
             ("metrics.csv", f"{name}: every metric (CSV)"),
@@ -133,6 +151,7 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
         f'<a href="{escape(path_to("bibliography"))}">Bibliography</a>.</p>'
         f'<details><summary>BibTeX</summary><pre tabindex="0">{escape(bibtex(year))}</pre>'
         "</details>"
+        + live
         + (f"<p><strong>To take along.</strong></p><ul>{links}</ul>" if links else "")
         + "</section>"
     )
