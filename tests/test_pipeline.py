@@ -398,6 +398,24 @@ def test_requirements_are_in_step() -> None:
     assert Path(ROOT / "environment.yml").read_text().rstrip().endswith("-e .")
 
 
+def test_the_lock_has_a_hash_of_every_package() -> None:
+    """The same versions as constraints.txt, each with the files that may be installed."""
+    pins = dict(re.findall(r"(?m)^([a-z0-9._-]+)==(\S+)$", (ROOT / "constraints.txt").read_text()))
+    text = re.sub(r"(?m)^#.*\n", "", (ROOT / "constraints.lock").read_text())
+    locked = {}
+    for entry in filter(None, text.replace("\\\n", "").splitlines()):
+        name, version, *hashes = re.split(r"==| +", entry.strip())
+        assert hashes, name
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", h) for h in hashes), name
+        locked[canonicalize_name(name)] = version
+    unpinned = {"latex2mathml", "setuptools", "wheel"}  # what others bring to build, and unused
+    assert {n: v for n, v in locked.items() if n not in unpinned}.items() <= pins.items()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    missing = {canonicalize_name(Requirement(text).name) for text in wanted} - locked.keys()
+    assert missing == {"torch"}, "make lock brings constraints.lock up to date"
+
+
 def test_two_jobs_never_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many at once as there are cards, each with one of its own; the next one waits."""
     tool = tmp_path / "nvidia-smi"
