@@ -296,7 +296,9 @@ def cards() -> list[str]:
 @contextlib.contextmanager
 def card() -> Iterator[None]:
     """A GPU that no other job on this machine has; waits for one, if the machine has any."""
-    places = {n: f"{tempfile.gettempdir()}/ethalign-{os.getuid()}-gpu-{n}" for n in cards()}
+    # A scheduler has given its job a card; jobs beside it may see theirs under the same number.
+    free = [] if "SLURM_JOB_ID" in os.environ else cards()
+    places = {n: f"{tempfile.gettempdir()}/ethalign-{os.getuid()}-gpu-{n}" for n in free}
     for name, place in itertools.cycle(places.items()):
         try:
             held = FileLock(place).acquire(timeout=0.2)

@@ -431,9 +431,9 @@ def test_two_jobs_never_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "    print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True)\n    sys.stdin.read()\n"
     )
 
-    def start() -> subprocess.Popen[str]:
+    def start(**given: str) -> subprocess.Popen[str]:
         call = [sys.executable, "-c", program]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), **given}
         pipe = subprocess.PIPE
         return subprocess.Popen(call, env=environment, stdin=pipe, stdout=pipe, text=True)
 
@@ -446,6 +446,8 @@ def test_two_jobs_never_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         third = jobs.enter_context(start())
         assert third.stdout
         assert not select.select([third.stdout], [], [], 2)[0], "no card is free"
+        fourth = jobs.enter_context(start(SLURM_JOB_ID="7", CUDA_VISIBLE_DEVICES="0"))
+        assert fourth.communicate(timeout=60)[0].strip() == "0", "the scheduler has given it one"
         second.communicate()
         assert third.stdout.readline().strip() == taken[1]
         first.communicate()
