@@ -102,8 +102,8 @@ def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
     """Further numbers that prose quotes.
 
     ``leak``: counts of the overlap audit; ``classes``: stratum of the published test file to
-    counts of both labels; ``clean``: variant to metric to value on its clean rows, means over
-    seeds of the first model.
+    counts of both labels; ``clean``, ``contaminated``: variant to metric to value on such rows,
+    means over seeds of the first model.
     """
     leak: dict[str, str] = {}
     for key, (rows, n, share) in _audited(reference).items():
@@ -118,10 +118,10 @@ def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
         for name, part in [("all", main), *main.groupby("stratum")]:
             counts = part["gold"].value_counts().to_dict()
             classes[str(name)] = {"n": len(part)} | {str(k): int(v) for k, v in counts.items()}
-    told = reference[(reference["dataset"] == "dfar") & (reference["stratum"] == "clean")]
-    clean: dict[str, dict[str, str]] = {}
+    strata: dict[str, dict[str, dict[str, str]]] = {"clean": {}, "contaminated": {}}
+    told = reference[(reference["dataset"] == "dfar") & reference["stratum"].isin(strata)]
     for row in results.pooled(told).to_dict("records"):
-        values = clean.setdefault(str(row["variant"]).replace("-", "_"), {})
+        values = strata[row["stratum"]].setdefault(str(row["variant"]).replace("-", "_"), {})
         if pd.notna(row["value"]):
             values.setdefault(row["metric"], metrics.shown(row["value"], row["unit"]))
-    return {"leak": leak, "classes": classes, "clean": clean}
+    return {"leak": leak, "classes": classes, **strata}
