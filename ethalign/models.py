@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,8 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # PEFT's own use of a name that transformers has changed; nobody who reads it could help it.
+    warnings.filterwarnings("ignore", r"`is_gradient_checkpointing` is", FutureWarning)
     device, why_device = choose_device(settings.device)
     dtype, why_dtype = choose_dtype(settings.dtype, device)
     folder, record = locate(settings, seed)

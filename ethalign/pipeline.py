@@ -61,7 +61,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None
             progress_bar=False,
             cwd=str(ROOT),
             request_save_on_cell_execute=False,
-            extra_arguments=["--log-level=ERROR"],  # a remark on how kernels talk helps nobody
+            extra_arguments=["--log-level=CRITICAL"],  # a remark on how kernels talk helps nobody
             **warm.kernels(),
         )
     except PapermillExecutionError as error:

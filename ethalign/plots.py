@@ -15,6 +15,9 @@ import pandas as pd
 
 from ethalign import metrics
 
+#: Columns whose values pages have words for.
+NAMED = ("model", "variant", "dataset", "stratum", "metric")
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -108,10 +111,16 @@ def offset(k: int, groups: int) -> float:
 def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame:
     """Metrics rows as a table of ``value [low, high]``, for a page; shares are in per cent.
 
-    ``index`` are the columns that name a row, the values of ``columns`` become columns.
+    ``index`` are the columns that name a row, the values of ``columns`` become columns; both are
+    called what pages of the rows' ``study`` call them.
     """
+    from ethalign import tables
+
     if rows.empty:
         return pd.DataFrame()
+    study = str(rows["study"].iloc[0]) if "study" in rows else ""
+    for key in {*index, columns} & {*NAMED} if study else ():
+        rows = rows.assign(**{key: [tables.word(study, str(name)) for name in rows[key]]})
     cells = zip(*(rows[key] for key in ("value", "low", "high", "unit")), strict=True)
     shown = [metrics.with_interval(v, a, b, unit, "undefined") for v, a, b, unit in cells]
     wide = rows.assign(shown=shown).pivot_table(

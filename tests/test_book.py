@@ -107,6 +107,13 @@ def test_every_module_is_in_the_reference() -> None:
             assert f"automodule:: {name}\n" in page
 
 
+def test_pages_show_no_warning_and_no_folder_of_the_machine(built: Path) -> None:
+    for path in pages.pages(built):
+        text = path.read_text(encoding="utf-8")
+        assert "site-packages" not in text, path
+        assert not re.search(r"\w+Warning: ", text), path
+
+
 def test_in_class_outputs_wait_for_the_guess(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

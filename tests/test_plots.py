@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Page
 
-from ethalign import plots
+from ethalign import config, plots, results, tables
 from ethalign.config import ROOT
 from ethalign.honesty import plots as of_honesty
 from ethalign.reasons import plots as of_reasons
@@ -63,3 +63,17 @@ def test_what_is_shaded_is_what_is_declined(tau: float, declined: int) -> None:
     (place,) = set(np.asarray(line.get_xdata()))
     assert sum(k < place for k in range(11)) == declined
     assert declined == sum(k / 10 < tau for k in range(11))
+
+
+@pytest.mark.parametrize("name", config.studies())
+def test_no_two_rows_of_a_table_have_one_name(name: str) -> None:
+    """Words stand for keys on pages; two keys with one word would hide one of the rows."""
+    rows = results.published(name)
+    for key in ("model", "variant", "dataset", "stratum"):
+        words = [tables.word(name, str(value)) for value in rows[key].unique()]
+        assert len(words) == len({*words}), f"{key}: {sorted(words)}"
+    for _, part in rows.groupby(["model", "variant", "dataset", "stratum"]):
+        words = [tables.word(name, str(value)) for value in part["metric"].unique()]
+        assert len(words) == len({*words}), sorted(words)
+    shown = plots.show(rows[rows["metric"] == "accuracy"], ["variant"], "metric")
+    assert {"says_unethical", "encoder_soft", "R-then-L"}.isdisjoint(shown.index)

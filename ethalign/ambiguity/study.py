@@ -124,7 +124,7 @@ STUDY = Study(
         "mean-votes": "the mean of the votes",
         "majority": "the more frequent answer",
         "human": "five further people",
-        "human-posterior": "five further people",
+        "human-posterior": "five further people, as a probability",
         "best": "the best possible",
         "best-tuned": "best target of tuning",
         "best-encoder": "best encoder",
