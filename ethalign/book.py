@@ -190,7 +190,7 @@ def effects(name: str = "") -> str:
     It has a panel for each study, or for the named one alone.
     """
     table = tables.effects()
-    table = table[table["study"] == name] if name else table
+    table = table[table["study"] == name] if name and len(table) else table
     if table.empty:
         return ""
     plots.style()

@@ -50,10 +50,20 @@ def serving(
         return
     with tempfile.TemporaryDirectory() as home:  # which only its owner may enter
         path = os.path.join(home, "socket")
-        call = [sys.executable, "-m", "ethalign.warm", "--serve", path, *modules]
-        server = subprocess.Popen(
-            call, stdin=subprocess.PIPE, stderr=log, env={**environment}, cwd=folder
-        )
+        # Bound here, so that whoever asks before the server has started waits for it.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as bound:
+            bound.bind(path)
+            bound.listen(64)
+            number = bound.fileno()
+            call = [sys.executable, "-m", "ethalign.warm", "--serve", str(number), *modules]
+            server = subprocess.Popen(
+                call,
+                stdin=subprocess.PIPE,
+                stderr=log,
+                env={**environment},
+                cwd=folder,
+                pass_fds=[number],
+            )
         try:
             yield {**environment, SOCKET: path}
         finally:
@@ -77,13 +87,13 @@ def kernels() -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Be the server (``--serve PATH MODULE ...``), or a module with arguments, forked or here."""
+    """Be the server (``--serve SOCKET MODULE ...``), or a module with arguments, forked or here."""
     if arguments[0] != "--serve":
         code = _ask(os.environ.get(SOCKET, ""), arguments)
         if code is None:
             os.execv(sys.executable, [sys.executable, "-m", *arguments])
         sys.exit(code)
-    caller = _serve(arguments[1], arguments[2:])
+    caller = _serve(int(arguments[1]), arguments[2:])
     if not caller:
         return
     sys.argv = _become(caller)
@@ -97,13 +107,11 @@ def main(arguments: list[str]) -> None:
         raise
 
 
-def _serve(path: str, modules: Sequence[str]) -> socket.socket | None:
-    """Fork for everybody who asks at ``path``; in a fork its caller, None in the end."""
+def _serve(number: int, modules: Sequence[str]) -> socket.socket | None:
+    """Fork for everybody who asks at a socket; in a fork its caller, None in the end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever is interrupted ends this as well
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-        server.bind(path)
-        server.listen(64)
+    with socket.socket(fileno=number) as server:
         imported = False
         while sys.stdin not in select.select([sys.stdin, server], [], [])[0]:
             if not imported:
@@ -133,6 +141,10 @@ def _become(caller: socket.socket) -> list[str]:
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if "matplotlib" in sys.modules and arguments[0] == "ipykernel_launcher":
+        # A kernel names its backend in the environment, which matplotlib reads when imported.
+        backend = os.environ.get("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+        sys.modules["matplotlib"].rcParams["backend"] = backend
     threads = int(os.environ.get("OMP_NUM_THREADS", 0))
     if threads and "torch" in sys.modules:  # which read it when it was imported
         sys.modules["threadpoolctl"].threadpool_limits(threads)

@@ -106,7 +106,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project, whose samples and models speak in markup, with its pages executed."""
     home = tmp_path_factory.mktemp("planted") / "project"
     hidden = shutil.ignore_patterns("_runs", "_generated", "__pycache__")
-    for name in ("ethalign", "configs", "notebooks", "data", "book"):
+    for name in ("ethalign", "configs", "notebooks", "data", "book", "results"):
         shutil.copytree(ROOT / name, home / name, ignore=hidden)
     for name in ("_config.yml", "CITATION.cff"):
         shutil.copy(ROOT / name, home)

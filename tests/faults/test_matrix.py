@@ -754,7 +754,7 @@ def text_as_markup(scene: Scene) -> Seen:
         source = "\n".join(pipeline.code_cells(path))
         assert ".style.hide" not in source, f"{path}: use plots.texts"
         # Figures are drawn here, and what is said of them is escaped.
-        assert not re.search(r"HTML\((?!plots\.svg\(|book\.effects\(\))", source), path
+        assert not re.search(r"HTML\((?!plots\.(?:svg|slider)\(|book\.effects\(\))", source), path
     return "shown as text", None
 
 
