@@ -87,7 +87,7 @@ def kernels() -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Be the server (``--serve SOCKET MODULE ...``), or a module with arguments, forked or here."""
+    """Be the server (``--serve SOCKET MODULE ...``), or a module, forked if there is a server."""
     if arguments[0] != "--serve":
         code = _ask(os.environ.get(SOCKET, ""), arguments)
         if code is None:

@@ -466,7 +466,7 @@ def test_gpus_are_counted(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pipeline, "cards", lambda: found)
-    monkeypatch.setattr(pipeline.warm, "serving", lambda *_: contextlib.nullcontext({}))
+    monkeypatch.setattr("ethalign.warm.serving", lambda *_: contextlib.nullcontext({}))
     monkeypatch.setattr("subprocess.Popen", started)
     with pytest.raises(KeyboardInterrupt):
         pipeline._snakemake([], tmp_path / "settings.yaml", 2, None)
