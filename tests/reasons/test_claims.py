@@ -142,4 +142,4 @@ def test_prose_quotes_the_audit_and_the_classes(tmp_path: Path) -> None:
     assert set(found["classes"]) == {"all", "clean", "contaminated"}
     assert claims.leak(reference).loc[:, "share"].tolist() == ["37.8%"]
     empty = claims.facts(pd.DataFrame(columns=results.COLUMNS), tmp_path / "none")
-    assert empty == {"leak": {}, "classes": {}, "clean": {}}
+    assert empty == {"leak": {}, "classes": {}, "clean": {}, "contaminated": {}}
