@@ -126,6 +126,13 @@ def redirect(app: Sphinx, error: Exception | None) -> None:
                 (html / old).write_text(MOVED.format(new), encoding="utf-8")
 
 
+def lighten(app: Sphinx, error: Exception | None) -> None:
+    """Leave out the theme's source maps, which only its developers read: a tenth of the book."""
+    if not error and app.builder.name == "html":
+        for path in Path(app.outdir, "_static").rglob("*.map"):
+            path.unlink()
+
+
 def quote(app: Sphinx, settings: Config) -> None:
     """Numbers that prose quotes come from the committed results: ``{{ reasons.leak.shared }}``."""
     settings.myst_substitutions = {study: tables.facts(study) for study in config.studies()}
@@ -139,5 +146,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", part)
     app.connect("html-page-context", well_formed)
     app.connect("build-finished", redirect)
+    app.connect("build-finished", lighten)
     app.connect("config-inited", quote, priority=1)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
