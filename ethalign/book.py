@@ -70,10 +70,8 @@ def build(jobs: Sequence[Job], *, printed: bool = False, covered: bool = False) 
     collect(jobs, covered=covered)
     records.write(GENERATED / "toc.yml", contents(jobs))
     stamp, state = ROOT / "_build" / "inputs.txt", _inputs()
-    page, prints = (
-        ROOT / "_build" / "html" / "index.html",
-        [GENERATED / "beside" / f for f in PRINTS],
-    )
+    page = ROOT / "_build" / "html" / "index.html"
+    prints = [GENERATED / "beside" / name for name in PRINTS]
     done = page.is_file() and stamp.is_file() and stamp.read_text() == state
     if done and (not printed or prints[0].is_file()):
         return page
@@ -214,16 +212,11 @@ def front() -> str:
 
 def write_front() -> None:
     """Bring the README and its figure up to the records."""
-    import matplotlib.pyplot as plt
-
     records.write(README, front())
     if len(table := tables.effects()):
         plots.style()
-        with plt.rc_context({"svg.hashsalt": "ethalign"}):
-            plots.effects(table).savefig(
-                FIGURE, metadata={"Date": None}, bbox_inches="tight", facecolor="white"
-            )
-        plt.close()
+        drawn = plots.drawing(plots.effects(table), facecolor="white")
+        records.write(FIGURE, drawn.decode())
 
 
 def name_of(job: Job) -> str:

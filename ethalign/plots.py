@@ -174,14 +174,19 @@ def told(what: str, rows: pd.DataFrame) -> str:
     return f"{what}: " + "; ".join(f"{v} {metrics.shown(x, u)}" for v, x, u in cells if x == x)
 
 
-def svg(figure: Figure, alt: str) -> str:
-    """A figure as an element of a page: sharp at any size, scrolling where a screen is narrow."""
+def drawing(figure: Figure, **how: Any) -> bytes:
+    """A figure as SVG, the same bytes each time; ``how`` is for matplotlib's ``savefig``."""
     import matplotlib.pyplot as plt
 
     with io.BytesIO() as file, plt.rc_context({"svg.hashsalt": "ethalign"}):
-        figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
-        data = base64.b64encode(file.getvalue()).decode()
-    plt.close(figure)
+        figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight", **how)
+        plt.close(figure)
+        return file.getvalue()
+
+
+def svg(figure: Figure, alt: str) -> str:
+    """A figure as an element of a page: sharp at any size, scrolling where a screen is narrow."""
+    data = base64.b64encode(drawing(figure)).decode()
     image = f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
     return f'<div class="figure" tabindex="0">{image}</div>'
 
