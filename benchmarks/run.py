@@ -6,7 +6,8 @@
 
 Both sides of a comparison run alternately, each in a fresh process, with the same model, rows and
 batch size. Rows go to ``benchmarks/results.json``; a ratio above 1 means that ours is better, and
-its interval spans the repetitions. Times on a busy machine say nothing: leave it alone meanwhile.
+its interval spans the repetitions. How scoring grows goes to
+``benchmarks/growth.json``. Times on a busy machine say nothing: leave it alone meanwhile.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,13 @@ from ethalign.reasons import data, prompts
 
 HERE = Path(__file__).resolve().parent
 ROWS, REPEATS, BATCH = 96, 3, 32
+#: A model large enough for its matrices to fill the cores.
+LARGE = "qwen2.5-coder-0.5b-instruct"
+#: Items and tokens of each: one grows while the other stays.
+GROWTH = {
+    "items of 24 tokens": {n: (n, 24) for n in (100, 300, 1000, 3000, 10_000)},
+    "tokens of each of 32 items": {n: (32, n) for n in (64, 128, 256, 512, 1024)},
+}
 
 
 def study() -> config.Run:
@@ -70,6 +79,57 @@ def tune_ours() -> dict[str, Any]:
         seconds = time.perf_counter() - clock
         log = records.read_rows(Path(folder) / "train_log.jsonl")
     return {"rate": fitted.tokens / seconds, "losses": [row["loss"] for row in log]}
+
+
+def tune_large() -> dict[str, Any]:
+    """Arithmetic a second of `tuning.fit` with the larger model, and the most there can be."""
+    run = study()
+    settings = run.tuning.model_copy(update={"epochs": 1, "checkpoint_every": 10_000})
+    examples = [tuning.Example(*pair) for pair in training_rows(run)[:24]]
+    with tempfile.TemporaryDirectory() as folder:
+
+        def prepare() -> Callable[[], Any]:
+            loaded = models.load(run.model.model_copy(update={"id": LARGE}))
+            out = Path(tempfile.mkdtemp(dir=folder))
+            return lambda: tuning.fit(loaded, examples, settings, out, seed=0)
+
+        return busy(prepare)
+
+
+def score_large() -> dict[str, Any]:
+    """The same of `scoring.choice_logprobs`."""
+    run = study()
+    loaded = models.load(run.model.model_copy(update={"id": LARGE}))
+    test = next(iter(data.tests(run).values()))
+    asked = [prompts.question(run.prompt, text) for text in test["statement"]]
+
+    def work() -> Any:
+        return scoring.choice_logprobs(loaded.model, loaded.tokenizer, asked, prompts.CHOICES)
+
+    return busy(lambda: work)
+
+
+def busy(prepare: Callable[[], Callable[[], Any]]) -> dict[str, Any]:
+    """Work done twice, counted and then timed: its GFLOP/s beside those of a matrix product.
+
+    Operations are those of PyTorch's own counter: every matrix product, forward and backward.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    work = prepare()
+    with FlopCounterMode(display=False) as counter:
+        work()
+    work, clock = prepare(), time.perf_counter()
+    work()
+    rate = counter.get_total_flops() / (time.perf_counter() - clock) / 1e9
+    dtype = getattr(torch, models.choose_dtype("auto", "cpu")[0])
+    square, seconds = torch.randn(4096, 4096).to(dtype), []
+    for _ in range(5):
+        clock = time.perf_counter()
+        square @ square
+        seconds.append(time.perf_counter() - clock)
+    return {"rate": rate, "peak": 2 * 4096**3 / min(seconds) / 1e9}
 
 
 def tune_trl(attention: str, *, bf16: bool) -> dict[str, Any]:
@@ -261,6 +321,26 @@ def _written(tokenizer: Any, rows: list[list[int]]) -> list[int]:
     ]
 
 
+def grow(items: int, length: int) -> dict[str, Any]:
+    """Seconds and memory of scoring so many items of so many tokens each."""
+    import random
+    import resource
+
+    run = study()
+    loaded = models.load(run.model)
+    words = " ".join(data.tuned(run)["statement"]).split()
+    draw = random.Random(0)
+    texts = []
+    for _ in range(items):
+        ids = loaded.tokenizer(" ".join(draw.choices(words, k=length)))["input_ids"]
+        texts.append(loaded.tokenizer.decode(ids[:length]))
+    clock = time.perf_counter()
+    scoring.choice_logprobs(loaded.model, loaded.tokenizer, texts, prompts.CHOICES)
+    seconds = time.perf_counter() - clock
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"rate": items / seconds, "seconds": seconds, "memory": memory}
+
+
 SIDES: dict[str, Callable[[], dict[str, Any]]] = {
     "tune-ours": tune_ours,
     "tune-trl-eager": lambda: tune_trl("eager", bf16=False),
@@ -271,6 +351,9 @@ SIDES: dict[str, Callable[[], dict[str, Any]]] = {
     "sample-ours": sample_ours,
     "sample-batched": sample_batched,
     "sample-paged": sample_paged,
+    "tune-large": tune_large,
+    "score-large": score_large,
+    **{f"grow-{n}-{m}": partial(grow, n, m) for work in GROWTH.values() for n, m in work.values()},
 }
 
 
@@ -359,6 +442,29 @@ def sampling_benchmark(name: str, peer: str, about: str) -> Any:
         " stopped at the end of a line"
     )
     return compared(name, "tokens/s", ours, other, how)
+
+
+def share_benchmark(name: str, side: str) -> Any:
+    """Arithmetic a second as a share of what one large matrix product reaches."""
+    runs = [apart(side) for _ in range(REPEATS)]
+    rates, peaks = ([one[key] for one in runs] for key in ("rate", "peak"))
+    how = (
+        f"{LARGE}, {models.choose_dtype('auto', 'cpu')[0]}, the samples of Beyond Labels with the"
+        " settings of scale tiny; peer: a product of two matrices of 4,096 by 4,096, which nothing"
+        " can pass; operations of matrix products by PyTorch's counter"
+    )
+    return compared(name, "GFLOP/s", rates, peaks, how)
+
+
+def growth() -> None:
+    """Time and memory of scoring against items and their length, into ``growth.json``."""
+    found = []
+    for along, work in GROWTH.items():
+        for size, (items, tokens) in work.items():
+            one = apart(f"grow-{items}-{tokens}")
+            measured = {key: round(one[key], 2) for key in ("seconds", "memory")}
+            found.append({"along": along, "size": size, **measured})
+    records.write(HERE / "growth.json", found)
 
 
 def version(name: str) -> str:
@@ -465,6 +571,8 @@ ALL: dict[str, Callable[[], Any]] = {
     "sampling-vs-generate-batch": lambda: sampling_benchmark(
         "sampling-vs-generate-batch", "sample-paged", "`generate_batch` (paged cache)"
     ),
+    "share-of-peak-tuning": lambda: share_benchmark("share-of-peak-tuning", "tune-large"),
+    "share-of-peak-scoring": lambda: share_benchmark("share-of-peak-scoring", "score-large"),
     "memory": memory_benchmark,
     "rerun-nothing": nothing_benchmark,
 }
@@ -477,8 +585,11 @@ def main() -> None:
         return
     path = HERE / "results.json"
     kept = {r["benchmark"]: r for r in json.loads(path.read_text())} if path.is_file() else {}
-    for name in sys.argv[1:] or ALL:
-        kept[name] = ALL[config.choose("benchmark", name, list(ALL))]()
+    for name in sys.argv[1:] or [*ALL, "growth"]:
+        if name == "growth":
+            growth()
+            continue
+        kept[name] = ALL[config.choose("benchmark", name, [*ALL, "growth"])]()
         print(json.dumps(kept[name], indent=1), flush=True)
         records.write(path, [kept[key] for key in ALL if key in kept])
 

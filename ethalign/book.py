@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ethalign import (
     code,
     config,
@@ -39,6 +41,7 @@ README, FIGURE = ROOT / "README.md", BOOK / "_static" / "effects.svg"
 MARKS = "<!-- findings: written by `ethalign claims` -->\n", "<!-- end of findings -->\n"
 FAULTS = ROOT / "tests" / "faults" / "matrix.yaml"
 SPEED = ROOT / "benchmarks" / "results.json"
+GROWTH = ROOT / "benchmarks" / "growth.json"
 PRINTS = ("ethalign.epub", "ethalign.pdf")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WORKSHOP = """
@@ -180,6 +183,7 @@ def _generate(*, whole: bool) -> None:
     records.write(GENERATED / "faults.md", fault_table())
     records.write(GENERATED / "models.md", model_table())
     records.write(GENERATED / "speed.md", speed_table())
+    records.write(GENERATED / "growth.md", growth())
 
 
 def effects(name: str = "") -> str:
@@ -339,7 +343,7 @@ def _inputs() -> str:
     """Everything that the book is made of; what is generated follows from the rest."""
     files = [p for p in BOOK.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files = [p for p in files if GENERATED not in p.parents or p.name == "toc.yml"]
-    files += [ROOT / "_config.yml", FAULTS, SPEED, *(ROOT / "ethalign").rglob("*.py")]
+    files += [ROOT / "_config.yml", FAULTS, SPEED, GROWTH, *(ROOT / "ethalign").rglob("*.py")]
     files += SAMPLES.glob("*.csv")  # handouts
     files += (ROOT / "configs").rglob("*.yaml")
     files += [p for p in results.RESULTS.rglob("*.json*") if p.is_file()]
@@ -385,6 +389,19 @@ def speed_table() -> str:
         sides = (f"{row[side]:.3g} {row['unit']}" for side in ("ours", "peer"))
         rows.append((row["benchmark"], *sides, f"{row['ratio']:.2g}{spread}", row["conditions"]))
     return tables.markdown(["benchmark", "here", "peer", "times better", "conditions"], rows)
+
+
+def growth() -> str:
+    """The figure of how scoring grows, with the ends of each curve in words."""
+    table, said = pd.DataFrame(json.loads(GROWTH.read_text(encoding="utf-8"))), []
+    for along, part in table.groupby("along", sort=False):
+        ends = (
+            f"{row['size']:,} in {row['seconds']:.0f} s and {row['memory']:.1f} GB"
+            for row in part.iloc[[0, -1]].to_dict("records")
+        )
+        said.append(f"{along}: {', '.join(ends)}")
+    plots.style()
+    return plots.svg(plots.growth(table), f"Growth of scoring. {'; '.join(said)}.") + "\n"
 
 
 def model_table() -> str:

@@ -168,6 +168,30 @@ def effects(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def growth(table: pd.DataFrame) -> Figure:
+    """Seconds and gigabytes of work that grows in one way at a time; time on logarithmic axes.
+
+    ``table`` has ``along`` (what grows), ``size`` (how much of it), ``seconds`` and ``memory``.
+    """
+    import seaborn as sns
+
+    names = {"seconds": "seconds", "memory": "memory (GB)"}
+    rows = table.rename(columns=names).melt(["along", "size"], list(names.values()))
+    place = {"x": "size", "y": "value", "col": "along", "row": "variable"}
+    apart = {"sharex": "col", "sharey": "row"}
+    look = {"kind": "line", "marker": "o", "height": 2.2, "aspect": 1.4, "facet_kws": apart}
+    grid = sns.relplot(rows, **place, **look)
+    grid.set(xscale="log")
+    for (measure, along), axes in grid.axes_dict.items():
+        axes.set(title="", xlabel=along, ylabel=measure)
+        if measure == "seconds":
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+    figure: Figure = grid.figure
+    return figure
+
+
 def told(what: str, rows: pd.DataFrame) -> str:
     """The text of a figure for those who do not see it: what it shows, and its numbers."""
     cells = zip(*(rows[key] for key in ("variant", "value", "unit")), strict=True)

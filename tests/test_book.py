@@ -145,6 +145,18 @@ def test_every_benchmark_is_told_with_its_conditions() -> None:
         assert f"{row['ratio']:.2g}" in line
 
 
+def test_the_growth_of_scoring_is_told_to_its_ends() -> None:
+    page, rows = book.growth(), json.loads(book.GROWTH.read_text(encoding="utf-8"))
+    for along in {row["along"] for row in rows}:
+        sizes = [row["size"] for row in rows if row["along"] == along]
+        assert sizes == sorted(sizes)
+        for row in rows:
+            if row["along"] == along and row["size"] in (sizes[0], sizes[-1]):
+                told = f"{row['size']:,} in {row['seconds']:.0f} s and {row['memory']:.1f} GB"
+                assert told in page
+    assert "<img " in page
+
+
 def test_the_origin_of_every_packaged_model_is_told() -> None:
     """A table of six columns; of each model the packages, the hash and whose model it is."""
     (_, _, *lines), wanted = book.model_table().splitlines(), models.PACKAGED
