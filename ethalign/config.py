@@ -182,6 +182,9 @@ class Endpoint(Section):
     """An OpenAI-compatible server in the place of a local model."""
 
     url: str | None = Field(None, description="its address, e.g. http://localhost:8000/v1")
+    api: Literal["chat", "completions"] = Field(
+        "chat", description="completions: it stands for the run's model, token by token (vLLM)"
+    )
     key_env: str = Field("OPENAI_API_KEY", description="environment variable with the key")
     top: int = Field(20, ge=2, le=20, description="log-probabilities asked for per token")
     max_requests: int = Field(6000, ge=1, description="refuse to send more: the guard of costs")
@@ -189,6 +192,11 @@ class Endpoint(Section):
     concurrent: int = Field(4, ge=1, le=64, description="requests under way at once")
     timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
     retries: int = Field(5, ge=0, description="tries after 429, 5xx, time-outs, broken answers")
+
+    @property
+    def serves(self) -> bool:
+        """Does the server go on with texts as a model on this machine would?"""
+        return self.url is not None and self.api == "completions"
 
     @field_validator("url", "key_env")
     @classmethod
@@ -202,6 +210,8 @@ class Endpoint(Section):
         )
 
 
+#: Settings that say which server takes part in a run, and as what.
+SERVER = ("endpoint.url", "endpoint.api")
 # Settings of a server that change the pace and the cost of a run, but not its result.
 PACE = tuple(
     f"endpoint.{key}"

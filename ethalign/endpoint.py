@@ -1,8 +1,9 @@
 """Models behind an OpenAI-compatible server: GPT-4o, or an own server such as vLLM.
 
-Such a server gives the log-probabilities of the most probable next tokens only, at most 20. What
-is missing there is bounded, counted and reported, never guessed. What has been answered is kept,
-answer by answer, so that nothing is paid for twice.
+A chat gives the log-probabilities of the most probable next tokens only, at most 20. What is
+missing there is bounded, counted and reported, never guessed. What has been answered is kept,
+answer by answer, so that nothing is paid for twice. A server that completes texts, token by
+token, can take the place of a model on this machine (``Served``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,8 +24,19 @@ from ethalign import records
 from ethalign.config import ADDRESS, Endpoint, UserError, digest
 
 T = TypeVar("T")
+# Between the seeds of two prompts.
+SPREAD = 1_000_003
 # Bytes of an answer; 20 log-probabilities and some hundred tokens are far less.
 LARGEST = 8 * 2**20
+
+
+def check(settings: Endpoint, *, tuned: bool) -> None:
+    """Refuse (UserError) to tune what another machine holds."""
+    if settings.serves and tuned:
+        raise UserError(
+            "a model behind an endpoint cannot be tuned from here; choose variants without tuning,"
+            " such as --variant pretrained, zero-shot or unaligned."
+        )
 
 
 class Answered(NamedTuple):
@@ -108,7 +120,7 @@ class Client:
             return [*(mass or rest for mass in found), *(mass == 0 for mass in found)]
 
         more = {"max_tokens": 1, "logprobs": True, "top_logprobs": self.settings.top}
-        told = self._each(asked, "valid log-probabilities", masses, names, **more)
+        told = self._each(asked, "valid log-probabilities", lambda c: masses(c[0]), names, **more)
         found = np.reshape(told, (-1, 4)).astype(float)
         return Answered(np.log(np.maximum(found[:, :2], 1e-30)), found[:, 2:] == 1)
 
@@ -121,13 +133,13 @@ class Client:
         return self._each(
             asked,
             "text",
-            lambda c: self._hide(str(c["message"]["content"] or "")),
+            lambda c: self._hide(str(c[0]["message"]["content"] or "")),
             max_tokens=max_tokens,
         )
 
     def _each(
         self,
-        asked: list[str],
+        asked: Sequence[Any],
         what: str,
         read: Callable[[Any], T],
         names: tuple[str, ...] = (),
@@ -145,14 +157,14 @@ class Client:
                 self._stop.set()
 
     def _once(
-        self, prompt: str, read: Callable[[Any], T], names: tuple[str, ...], more: dict[str, Any]
+        self, prompt: Any, read: Callable[[Any], T], names: tuple[str, ...], more: dict[str, Any]
     ) -> T:
-        """What is read from the answer to a prompt; asked for only if it is not kept."""
+        """What is read from the choices of an answer; asked for only if it is not kept."""
         key = digest([self.model, prompt, names, more])
         if key not in self.kept:
             content = self._ask(prompt, more)
             told = (content.get(name) for name in ("model", "system_fingerprint"))
-            row = {"key": key, "found": read(content["choices"][0])}
+            row = {"key": key, "found": read(content["choices"])}
             row["served"] = self._hide(" ".join(str(part) for part in told if part))
             with self._lock:
                 self.kept[key] = row
@@ -163,12 +175,17 @@ class Client:
         found: T = self.kept[key]["found"]
         return found
 
-    def _ask(self, prompt: str, more: dict[str, Any]) -> Any:
+    def _call(self, prompt: Any) -> tuple[Any, dict[str, Any]]:
+        """What sends a prompt, and how it is put."""
+        create = self._openai.chat.completions.with_raw_response.create
+        return create, {"messages": [{"role": "user", "content": prompt}]}
+
+    def _ask(self, prompt: Any, more: dict[str, Any]) -> Any:
         import openai
 
-        create: Any = self._openai.chat.completions.with_raw_response.create
-        body = {"messages": [{"role": "user", "content": prompt}], "temperature": 0, **more}
+        create, put = self._call(prompt)
         try:
+            body = {"temperature": 0, **put, **more}
             return create(model=self.model, **body).http_response.json()
         except (ValueError, RecursionError):
             status, reason = 0, "what came is not JSON"
@@ -223,6 +240,70 @@ class Client:
                 raise httpx2.DecodingError("broken JSON", request=response.request) from None
             with self._lock:
                 self.tokens += used
+
+
+class Served(Client):
+    """A model that completes texts in the place of one on this machine.
+
+    ``scoring.choice_logprobs`` and ``generation.write`` take it as their ``model``. Prompts are
+    sent as token ids, so that the server splits nothing in another way than this machine does.
+    """
+
+    def behind(self, rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> NDArray[np.float64]:
+        """Log-probability of the last so many tokens of each of n rows (nats), (n,).
+
+        Raises:
+            UserError: the server refuses, or does not tell the log-probabilities of a prompt.
+        """
+        found, how = np.zeros(len(rows)), {"max_tokens": 1, "echo": True, "logprobs": 1}
+        what = "log-probabilities of a prompt"
+        for length in {*lengths}:
+            places = [k for k, n in enumerate(lengths) if n == length]
+            # Behind the prompt comes the one token that a server has to write.
+            tail = slice(-1 - length, -1)
+
+            def read(choices: Any, tail: slice = tail, length: int = length) -> float:
+                return _sum(choices[0]["logprobs"]["token_logprobs"][tail], length)
+
+            found[places] = self._each([[*rows[k]] for k in places], what, read, **how)
+        return found
+
+    def continued(
+        self, rows: Sequence[Sequence[int]], *, samples: int, least: int, seed: int, **how: Any
+    ) -> list[tuple[str, list[str], list[float]]]:
+        """Text, tokens and their log-probabilities (nats) of ``samples`` ways to go on from each.
+
+        ``how`` holds ``max_tokens`` and ``temperature``; a server's own defaults for sampling,
+        such as a model's ``generation_config`` has, are put out of force.
+        """
+        # Prompts that are the same still draw apart.
+        more = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": least}
+        asked = [([*row], seed + SPREAD * k) for k, row in enumerate(rows)]
+
+        def read(choices: Any) -> list[tuple[str, list[str], list[float]]]:
+            found = []
+            for choice in choices:
+                told = choice["logprobs"]
+                found.append((choice["text"], told["tokens"], told["token_logprobs"]))
+                _sum(told["token_logprobs"], len(told["tokens"]))
+            if len(found) != samples:
+                raise ValueError("another number of texts than asked for")
+            return found
+
+        how |= {"n": samples, "logprobs": 1, "top_p": 1.0, "extra_body": more}
+        told = self._each(asked, "texts with tokens", read, **how)
+        return [one for each in told for one in each]
+
+    def _call(self, prompt: Any) -> tuple[Any, dict[str, Any]]:
+        ids, seed = prompt if isinstance(prompt, tuple) else (prompt, 0)
+        return self._openai.completions.with_raw_response.create, {"prompt": ids, "seed": seed}
+
+
+def _sum(values: Sequence[float], length: int) -> float:
+    """Of so many log-probabilities."""
+    if len(values) != length or not all(value <= 0 for value in values):
+        raise ValueError("NaN, more than certain, or missing")
+    return float(sum(values))
 
 
 def _key(settings: Endpoint) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ethalign.endpoint import Served
 from ethalign.scoring import Head, backbone, by_length, left_pad, wide
 
 if TYPE_CHECKING:
@@ -74,6 +75,12 @@ def write(
     import torch
 
     ids = [tokenizer(p)["input_ids"] for p in prompts]
+    if isinstance(model, Served):
+        how = {"max_tokens": max_new_tokens, "least": min_new_tokens, "temperature": temperature}
+        told = model.continued(ids, samples=samples, seed=seed, **how)
+        ended = [_cut(*one, stop) for one in told]
+        logp, tokens = (np.array([one[k] for one in ended]) for k in (1, 2))
+        return Written([text for text, *_ in ended], logp, tokens)
     n = len(prompts) * samples
     found = Written([""] * n, np.zeros(n), np.zeros(n, dtype=int))
     with torch.inference_mode():
@@ -103,6 +110,17 @@ def _shared(ids: list[list[int]]) -> list[int]:
     same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     same = min(same, min(map(len, ids)) - 1)
     return ids[0][:same] if same >= SHARED else []
+
+
+def _cut(
+    text: str, tokens: Sequence[str], logp: Sequence[float], stop: str | None
+) -> tuple[str, float, int]:
+    """A server's text as ``write`` would have ended it: with its probability and its length."""
+    if stop is None:
+        return text, float(np.mean(logp)), len(tokens)
+    written = itertools.accumulate(tokens)
+    used = next((k for k, t in enumerate(written, 1) if stop in _begun(t)), len(tokens))
+    return _begun(text).split(stop)[0], float(np.mean(logp[:used])), used
 
 
 def _begun(text: str) -> str:

@@ -19,12 +19,13 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from filelock import FileLock
 
 from ethalign import records, sources
-from ethalign.config import ROOT, Model, UserError, digest, nearest, read_yaml
+from ethalign.config import ROOT, Endpoint, Model, UserError, digest, nearest, read_yaml
+from ethalign.endpoint import Served
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,17 +64,21 @@ class Loaded(NamedTuple):
     record: dict[str, Any]
 
 
-def load(settings: Model, *, seed: int = 0) -> Loaded:
+def load(settings: Model, *, seed: int = 0, server: Endpoint | None = None) -> Loaded:
     """Bring a causal language model into memory; ``seed`` draws the weights of ``random-tiny``.
+
+    Where the ``server`` serves, it holds the model, and only the tokenizer is read here.
 
     Raises:
         UserError: an unknown id, bytes that do not match, or hardware that is missing.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     # PEFT's own use of a name that transformers has changed; nobody who reads it could help it.
     warnings.filterwarnings("ignore", r"`is_gradient_checkpointing` is", FutureWarning)
+    if server and server.serves:
+        return _served(settings, server, seed)
     device, why_device = choose_device(settings.device)
     dtype, why_dtype = choose_dtype(settings.dtype, device)
     folder, record = locate(settings, seed)
@@ -92,19 +97,12 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
     where = folder
     if settings.tokenizer:
         where, record["tokenizer"] = locate(Model(id=settings.tokenizer), seed, weights=False)
-    tokenizer = AutoTokenizer.from_pretrained(
-        where, trust_remote_code=False, local_files_only=True
-    )
+    tokenizer = _tokenizer(settings, where)
     rows = model.get_input_embeddings().weight.shape[0]
     if tokenizer.vocab_size > rows:
         raise UserError(
             f"the tokenizer of {settings.tokenizer or settings.id} has {tokenizer.vocab_size}"
             f" tokens, the model only {rows}; choose another model.tokenizer."
-        )
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer of {settings.tokenizer or settings.id} has no end-of-sequence token;"
-            " name another model's with model.tokenizer."
         )
     # Some copies of Llama 2 have a token for padding that their embedding has no row for.
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
@@ -112,6 +110,29 @@ def load(settings: Model, *, seed: int = 0) -> Loaded:
     record |= {"device": device_name(device), "dtype": dtype}
     record["quantization"] = settings.quantization
     return Loaded(model.eval(), tokenizer, device, dtype, [why_device, why_dtype], record)
+
+
+def _tokenizer(settings: Model, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {settings.tokenizer or settings.id} has no end-of-sequence token;"
+            " name another model's with model.tokenizer."
+        )
+    return tokenizer
+
+
+def _served(settings: Model, server: Endpoint, seed: int) -> Loaded:
+    named = Model(id=settings.tokenizer) if settings.tokenizer else settings
+    where, record = locate(named, seed, weights=False)
+    client = Served(server, settings.id)
+    client.record["tokenizer"] = record
+    known = "cpu", str(client.record["dtype"]), client.notes, client.record
+    return Loaded(cast("PreTrainedModel", client), _tokenizer(settings, where), *known)
 
 
 def read(kind: Any, folder: Path, heads: tuple[str, ...] = (), **how: Any) -> Any:

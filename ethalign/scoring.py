@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ethalign import records
+from ethalign.endpoint import Served
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,10 @@ def choice_logprobs(
     ids = [before for before, _ in pairs]
     if not all(all(answers) for _, answers in pairs):
         raise ValueError("every choice needs at least one token")
+    if isinstance(model, Served):
+        rows = [(before + answer, len(answer)) for before, answers in pairs for answer in answers]
+        found = model.behind([row for row, _ in rows], [length for _, length in rows])
+        return found.reshape(len(prompts), len(choices))
     out, head = np.zeros((len(prompts), len(choices))), Head(model)
     with torch.inference_mode():
         for group in by_length(ids, batch_size, "scoring", quiet=True):

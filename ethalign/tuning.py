@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ethalign import models, records, sources
-from ethalign.config import Model, Run, Tuning, UserError, digest
+from ethalign.config import Endpoint, Model, Run, Tuning, UserError, digest
 from ethalign.scoring import backbone, left_pad, logits, split
 
 IGNORED = -100
@@ -307,13 +307,17 @@ def adapt(loaded: models.Loaded, settings: Tuning) -> Any:
     return get_peft_model(model, LoraConfig(**shape))
 
 
-def with_adapter(settings: Model, adapter: Path | None, *, seed: int = 0) -> models.Loaded:
+def with_adapter(
+    settings: Model, adapter: Path | None, *, seed: int = 0, server: Endpoint | None = None
+) -> models.Loaded:
     """A model for evaluation, with an adapter merged in where there is one.
+
+    One that a ``server`` holds is taken as it is (see ``models.load``).
 
     Merged in float32 and cast afterwards: a small update would vanish in bfloat16 weights.
     """
     if adapter is None:
-        return models.load(settings, seed=seed)
+        return models.load(settings, seed=seed, server=server)
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import SafetensorError, safe_open

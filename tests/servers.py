@@ -30,7 +30,8 @@ class Server(ThreadingHTTPServer):
 
     A fault is a status, ``slow``, ``drip``, ``cut``, one of ``STRANGE``, ``no-logprobs``,
     ``no-text`` or None. Texts
-    are those of ``replies`` in turn, then ``echo``, a function of the prompt.
+    are those of ``replies`` in turn, then ``echo``, a function of the prompt. Without messages
+    the choices are what ``complete`` makes of the body.
     """
 
     def __init__(self) -> None:
@@ -43,6 +44,7 @@ class Server(ThreadingHTTPServer):
         self.fingerprint = "fp_1"
         self.delay: float | Callable[[str], float] = 0.0
         self.echo: Callable[[str], str] = str.upper
+        self.complete: Callable[[dict[str, Any]], list[Any]] = lambda body: []
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.paths: list[str] = []
@@ -69,7 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             server.most = max(server.most, server.active)
             fault = server.script.pop(0) if server.script else None
             queued = server.replies.pop(0) if server.replies and not fault else None
-        prompt = body["messages"][0]["content"]
+        chat = "messages" in body
+        prompt = body["messages"][0]["content"] if chat else ""
         delay = server.delay(prompt) if callable(server.delay) else server.delay
         time.sleep(2.0 if fault == "slow" else delay)
         with server.lock:
@@ -86,7 +89,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "no-text":
             choice["message"] = {}
         told = {"model": f"{body['model']}-2024", "system_fingerprint": server.fingerprint}
-        reply = json.dumps({"choices": [choice], "usage": {"total_tokens": 7}, **told})
+        choices = [choice] if chat or fault == "no-logprobs" else server.complete(body)
+        reply = json.dumps({"choices": choices, "usage": {"total_tokens": 7}, **told})
         if fault in ("cut", "drip"):
             reply = reply[: len(reply) // 2]
         reply = STRANGE.get(str(fault), reply)

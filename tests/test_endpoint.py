@@ -6,17 +6,27 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import command
 from servers import STRANGE, Server, serving
 
-from ethalign import calibration, config, endpoint, records, study
+from ethalign import (
+    calibration,
+    config,
+    endpoint,
+    generation,
+    models,
+    records,
+    scoring,
+    study,
+)
 from ethalign.ambiguity import data, evaluate
 from ethalign.ambiguity.settings import Run
 from ethalign.config import UserError
@@ -461,3 +471,171 @@ def test_the_whole_evaluation_runs_against_a_server(
     assert not (where / "answers.jsonl").exists()
     asked = 2 * len((where / "predictions.jsonl").read_text().splitlines())
     assert len(server.bodies) == 3 + asked
+
+
+def completing(loaded: models.Loaded) -> Callable[[dict[str, Any]], list[Any]]:
+    """What a server such as vLLM makes of a request for completions, in the plainest way."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+
+    def logp(ids: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            return model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+
+    def told(ids: list[int], values: list[float | None]) -> dict[str, Any]:
+        return {"tokens": [tokenizer.decode([i]) for i in ids], "token_logprobs": values}
+
+    def complete(body: dict[str, Any]) -> list[Any]:
+        ids, choices = body["prompt"], []
+        draws = torch.Generator().manual_seed(body["seed"])
+        for _ in range(body.get("n", 1)):
+            new: list[int] = []
+            values: list[float | None] = []
+            while len(new) < body["max_tokens"] and tokenizer.eos_token_id not in new:
+                row = logp(ids + new)[-1]
+                if len(new) < body.get("min_tokens", 0):
+                    row[tokenizer.eos_token_id] = -math.inf
+                token = int(row.argmax())
+                if body["temperature"]:
+                    p = (row / body["temperature"]).softmax(-1)
+                    token = int(torch.multinomial(p, 1, generator=draws))
+                new.append(token)
+                values.append(float(row[token]))
+            if body.get("echo"):
+                before = logp(ids)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+                new, values = ids + new, [None, *before, *values]
+            text = tokenizer.decode(new, skip_special_tokens=True)
+            choices.append({"text": text, "logprobs": told(new, values)})
+        return choices
+
+    return complete
+
+
+@pytest.fixture
+def twins(server: Server) -> tuple[models.Loaded, models.Loaded]:
+    """A model here, and the same behind a server."""
+    settings = config.Model(id="random-tiny", device="cpu", dtype="float32")
+    here = models.load(settings)
+    server.complete = completing(here)
+    address = config.Endpoint(url=server.url, api="completions", per_minute=100_000)
+    return here, models.load(settings, server=address)
+
+
+PROMPTS = ["Lying is", "Is it fair that she waited for him?\nAnswer:", "Lying is"]
+
+
+def test_choices_behind_a_server_are_as_probable_as_here(
+    twins: tuple[models.Loaded, models.Loaded], server: Server
+) -> None:
+    """Choices of one and of several tokens, each with its own number of tokens."""
+    choices = [" ethical", " unethical", " not a matter of ethics at all"]
+    here, there = (scoring.choice_logprobs(m.model, m.tokenizer, PROMPTS, choices) for m in twins)
+    np.testing.assert_allclose(there, here, atol=1e-5)
+    assert {len(scoring.split(twins[0].tokenizer, "x", [c])[1][0]) for c in choices} != {1}
+    assert set(server.paths) == {"/v1/completions"}
+    nothing = scoring.choice_logprobs(twins[1].model, twins[1].tokenizer, [], choices)
+    assert nothing.shape == (0, 3)
+
+
+@pytest.mark.parametrize("stop", [None, "e"])
+def test_texts_from_a_server_are_those_from_here(
+    twins: tuple[models.Loaded, models.Loaded], server: Server, stop: str | None
+) -> None:
+    how: Any = {"max_new_tokens": 12, "min_new_tokens": 3, "stop": stop}
+    here, there = (generation.write(m.model, m.tokenizer, PROMPTS, **how) for m in twins)
+    assert there.texts == here.texts
+    np.testing.assert_allclose(there.logp, here.logp, atol=1e-5)
+    assert there.tokens.tolist() == here.tokens.tolist()
+    assert {body["min_tokens"] for body in server.bodies} == {3}
+    empty = generation.write(twins[1].model, twins[1].tokenizer, [], **how)
+    assert (empty.texts, len(empty.logp), len(empty.tokens)) == ([], 0, 0)
+
+
+def test_samples_from_a_server_differ_follow_the_seed_and_are_undistorted(
+    twins: tuple[models.Loaded, models.Loaded], server: Server
+) -> None:
+    def sample(seed: int) -> list[str]:
+        how: Any = {"max_new_tokens": 6, "temperature": 1.0, "samples": 4, "seed": seed}
+        asking = endpoint.Served(twins[1].model.settings, "random-tiny")
+        return generation.write(asking, twins[1].tokenizer, PROMPTS, **how).texts
+
+    first = sample(0)
+    assert len(set(first)) == 12, "two prompts that are the same draw apart"
+    assert sample(0) == first != sample(1)
+    told = ("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    assert {tuple(body[key] for key in told) for body in server.bodies} == {(4, 1, 1, -1, 0, 1)}
+
+
+@pytest.mark.parametrize("values", [[None, -1.0], [None, math.nan, -1.0], [None, 0.5, -1.0], None])
+def test_what_no_server_of_texts_may_tell_is_refused(
+    twins: tuple[models.Loaded, models.Loaded], server: Server, values: list[Any] | None
+) -> None:
+    server.complete = lambda body: [{"text": "", "logprobs": {"token_logprobs": values}}]
+    loaded = twins[1]
+    with pytest.raises(UserError, match="gave no log-probabilities of a prompt for random-tiny"):
+        scoring.choice_logprobs(loaded.model, loaded.tokenizer, ["Lying is"], [" no"])
+    with pytest.raises(UserError, match="gave no texts with tokens for random-tiny"):
+        generation.write(loaded.model, loaded.tokenizer, ["Lying is"], max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "stages"),
+    [
+        ("reasons", "pretrained", ("evaluate",)),
+        ("ambiguity", "zero-shot", ("evaluate",)),
+        ("honesty", "unaligned", ("knowledge", "evaluate")),
+    ],
+)
+def test_a_study_by_a_served_model_has_the_predictions_of_a_local_one(
+    twins: tuple[models.Loaded, models.Loaded],
+    server: Server,
+    tmp_path: Path,
+    name: str,
+    variant: str,
+    stages: tuple[str, ...],
+) -> None:
+    away = {
+        "endpoint.url": server.url,
+        "endpoint.api": "completions",
+        "endpoint.per_minute": 100_000,
+        "endpoint.concurrent": 2,
+    }
+    found: list[dict[str, list[Any]]] = []
+    for settings in ({}, away):
+        folder = tmp_path / ("served" if settings else "here")
+        for stage in stages:
+            own = variant if stage == "evaluate" else stage
+            job = study.job(name, stage, own, "smoke", 0, settings, folder)
+            job.study.preflight(job.run)
+            assert job.compute(make=True) == "anew"
+        rows = {p.name: records.read_rows(p) for p in job.where.parents[1].rglob("*.jsonl")}
+        found.append(rows)
+    here, there = found
+    assert server.bodies
+    names = {"reasons": ["predictions"], "ambiguity": ["predictions"]}
+    for file in names.get(name, ["predictions", "greedy"]):
+        pairs = zip(here[f"{file}.jsonl"], there[f"{file}.jsonl"], strict=True)
+        for one, two in pairs:
+            assert one.keys() == two.keys()
+            for key, value in one.items():
+                close = isinstance(value, float)
+                assert two[key] == (pytest.approx(value, abs=2e-4) if close else value), key
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("reasons", {"endpoint.api": "completions"}, "cannot be tuned from here"),
+        ("honesty", {"endpoint.api": "completions"}, "cannot be tuned from here"),
+        ("ambiguity", {"endpoint.api": "completions"}, "cannot be tuned from here"),
+        ("reasons", {"tuning.enabled": False}, r"with endpoint\.api=completions alone"),
+    ],
+)
+def test_what_a_server_cannot_do_is_refused_before_anything_is_asked(
+    server: Server, name: str, settings: dict[str, Any], told: str
+) -> None:
+    variant = {"reasons": "L", "honesty": "absolute", "ambiguity": "hard"}[name]
+    overrides = {"endpoint.url": server.url, **settings}
+    run = config.load(name, variant, "smoke", overrides=overrides)
+    with pytest.raises(UserError, match=told):
+        study.find(name).preflight(run)
+    assert not server.bodies

@@ -59,9 +59,10 @@ def respondent(run: Run, tuned: Path | None, kept: Path | None = None) -> Loaded
 
     The answers of a server are ``kept`` one by one.
     """
-    if run.endpoint.url:
+    if run.endpoint.url and not run.endpoint.serves:
         return endpoint.Client(run.endpoint, run.model.id, kept)
-    return tuning.with_adapter(run.model, tuned and tuned / "adapter", seed=run.seed)
+    adapter = tuned and tuned / "adapter"
+    return tuning.with_adapter(run.model, adapter, seed=run.seed, server=run.endpoint)
 
 
 def ask(

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from ethalign import endpoint
 from ethalign.ambiguity import claims, data, encode, evaluate, finetune
 from ethalign.ambiguity.settings import Run
-from ethalign.config import PACE, UserError
+from ethalign.config import PACE, SERVER, UserError
 from ethalign.study import Rows, Shown, Stage, Study
 
 BASE = "ceiling"
@@ -21,8 +22,10 @@ _ASKED = ("model", "prompt", *(f"votes.{k}" for k in ("answers", "target", "swap
 def preflight(run: Run) -> None:
     """Refuse rows that cannot be used, and what no server can do."""
     data.splits(run)
+    endpoint.check(run.endpoint, tuned=run.tuning.enabled)
     tuned = run.tuning.enabled or run.votes.target == "verbalised"
-    if run.endpoint.url and (tuned or run.prompt.template != "plain"):
+    chat = run.endpoint.url and not run.endpoint.serves
+    if chat and (tuned or run.prompt.template != "plain"):
         wanted = "prompt.template=plain and --variant zero-shot"
         raise UserError(f"a model behind an endpoint is asked as it is; choose {wanted}.")
     if run.votes.target == "soft" and run.tuning.packing:
@@ -78,7 +81,7 @@ STUDY = Study(
             "evaluate",
             reads=(
                 *("data.source", "data.train", "data.test", "data.limit_test", "votes.bins"),
-                *(*_PARTS, *_ASKED, "evaluation", "endpoint.url", "endpoint.top"),
+                *(*_PARTS, *_ASKED, "evaluation", *SERVER, "endpoint.top"),
             ),
             compute=evaluate.compute,
             handles=PACE,

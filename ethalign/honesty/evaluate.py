@@ -14,8 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from ethalign import calibration, metrics, records, scoring, tuning
-from ethalign.config import Tuning
+from ethalign import calibration, metrics, records, scoring
 from ethalign.honesty import data, judges, knowledge, prompts
 from ethalign.honesty.scores import (
     Category,
@@ -147,14 +146,9 @@ def _help(run: Run, loaded: Loaded, chunk: Rows) -> Rows:
 
 def _reference(loaded: Loaded, prompt: str, text: str) -> dict[str, Any]:
     """Summed negative log-likelihood and number of tokens of a response."""
-    import torch
-
-    settings = Tuning(append_eos=False)
-    row = tuning.encode(loaded.tokenizer, tuning.Example(prompt, text), settings)
-    with torch.inference_mode():
-        nll = tuning.batch_loss(loaded.model, [row], loaded.tokenizer.pad_token_id, loaded.device)
-    tokens = sum(label != tuning.IGNORED for label in row.labels)
-    return {"nll": round(float(nll), 4), "tokens": tokens}
+    logp = scoring.choice_logprobs(loaded.model, loaded.tokenizer, [prompt], [text])
+    _, (tokens,) = scoring.split(loaded.tokenizer, prompt, [text])
+    return {"nll": round(-float(logp[0, 0]), 4), "tokens": len(tokens)}
 
 
 def measure_rows(run: Run, before: pd.DataFrame, after: pd.DataFrame) -> Rows:

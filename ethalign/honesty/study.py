@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ethalign import endpoint, models
-from ethalign.config import PACE, ROOT, UserError
+from ethalign.config import PACE, ROOT, SERVER, UserError
 from ethalign.honesty import claims, data, evaluate, finetune, judges, knowledge
 from ethalign.honesty.settings import Run
 from ethalign.honesty.targets import METHODS
@@ -17,7 +17,7 @@ from ethalign.study import Rows, Shown, Stage, Study
 BASE = "knowledge"
 JUDGE = (
     *("honesty.match", "honesty.judge", "honesty.judge_model", "honesty.consistent"),
-    "endpoint.url",
+    *SERVER,
 )
 
 
@@ -39,8 +39,10 @@ def preflight(run: Run) -> None:
         data.probes(run)
     data.pool(run)
     data.tests(run)
+    endpoint.check(run.endpoint, tuned=run.tuning.enabled)
     for name in (run.model.id, run.honesty.checkpoint):
-        models.known(name or run.model.id)
+        if name and not run.endpoint.serves:
+            models.known(name)
     if run.honesty.judge == "endpoint":
         endpoint.Client(run.endpoint, run.honesty.judge_model)
     else:

@@ -156,14 +156,16 @@ def tests(run: Run) -> dict[str, pd.DataFrame]:
     if run.data.cross:
         tables.append(ethos("ethos", "test", run.data.source))
     found = {}
-    for table in tables:
+    for every in tables:
+        # Of a million rows few are wanted, and what follows looks at each that is left.
+        table = limit(every, run.data.limit_test, 0)
         statements = table["statement"]
         table["stratum"] = np.where([s in known for s in statements], "contaminated", "clean")
         table["seen"] = [s in taught for s in statements]
         table["family"] = families(statements)
         table["near"] = [opening(s) in relatives for s in statements]
-        table["dataset"] = name = str(table.attrs["dataset"])
-        found[name] = limit(table, run.data.limit_test, 0)
+        table["dataset"] = name = str(every.attrs["dataset"])
+        found[name] = table
     return found
 
 

@@ -75,4 +75,5 @@ class Run(config.Run):
     data: Data = Data()
     prompt: Prompt = Prompt()
     evaluation: Evaluation = Evaluation()
+    endpoint: config.Endpoint = config.Endpoint()
     baselines: Baselines = Baselines()

@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 from scipy.special import expit
 
+from ethalign import endpoint
+from ethalign.config import PACE, SERVER, UserError
 from ethalign.data import limit
 from ethalign.reasons import baselines, claims, data, evaluate, finetune, scores
 from ethalign.reasons.settings import Run
@@ -19,6 +21,9 @@ def preflight(run: Run) -> None:
     """Refuse tables that are missing, off their schema, or the same for training and test."""
     data.tests(run)
     data.untouched(run.data, run.seed)
+    if run.endpoint.url and not run.endpoint.serves:
+        raise UserError("a server takes part here with endpoint.api=completions alone.")
+    endpoint.check(run.endpoint, tuned=run.tuning.enabled)
 
 
 def work(run: Run, stage: str) -> int:
@@ -65,9 +70,10 @@ STUDY = Study(
             "evaluate",
             reads=(
                 *("data", "model", "prompt", "evaluation", "baselines.encoder"),
-                *("tuning.rows", "tuning.enabled", "tuning.append_eos"),
+                *("tuning.rows", "tuning.enabled", "tuning.append_eos", *SERVER),
             ),
             compute=evaluate.compute,
+            handles=(*PACE, "endpoint.top"),
             files=lambda run: data.files(run, "train", "test", "cross"),
             models=("model.id", "baselines.encoder"),
             follows=("finetune", "baselines"),
