@@ -255,7 +255,8 @@ class Served(Client):
         Raises:
             UserError: the server refuses, or does not tell the log-probabilities of a prompt.
         """
-        found, how = np.zeros(len(rows)), {"max_tokens": 1, "echo": True, "logprobs": 1}
+        found = np.zeros(len(rows))
+        how: dict[str, Any] = {"max_tokens": 1, "echo": True, "logprobs": 1}
         what = "log-probabilities of a prompt"
         for length in {*lengths}:
             places = [k for k, n in enumerate(lengths) if n == length]
@@ -265,7 +266,8 @@ class Served(Client):
             def read(choices: Any, tail: slice = tail, length: int = length) -> float:
                 return _sum(choices[0]["logprobs"]["token_logprobs"][tail], length)
 
-            found[places] = self._each([[*rows[k]] for k in places], what, read, **how)
+            asked = [[*rows[k]] for k in places]
+            found[places] = self._each(asked, what, read, (str(length),), **how)
         return found
 
     def continued(

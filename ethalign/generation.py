@@ -76,8 +76,8 @@ def write(
 
     ids = [tokenizer(p)["input_ids"] for p in prompts]
     if isinstance(model, Served):
-        how = {"max_tokens": max_new_tokens, "least": min_new_tokens, "temperature": temperature}
-        told = model.continued(ids, samples=samples, seed=seed, **how)
+        how = {"max_tokens": max_new_tokens, "temperature": temperature}
+        told = model.continued(ids, samples=samples, least=min_new_tokens, seed=seed, **how)
         ended = [_cut(*one, stop) for one in told]
         logp, tokens = (np.array([one[k] for one in ended]) for k in (1, 2))
         return Written([text for text, *_ in ended], logp, tokens)

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -479,7 +479,8 @@ def completing(loaded: models.Loaded) -> Callable[[dict[str, Any]], list[Any]]:
 
     def logp(ids: list[int]) -> torch.Tensor:
         with torch.inference_mode():
-            return model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            found: torch.Tensor = model(torch.tensor([ids])).logits[0].double()
+            return found.log_softmax(-1)
 
     def told(ids: list[int], values: list[float | None]) -> dict[str, Any]:
         return {"tokens": [tokenizer.decode([i]) for i in ids], "token_logprobs": values}
@@ -491,7 +492,7 @@ def completing(loaded: models.Loaded) -> Callable[[dict[str, Any]], list[Any]]:
             new: list[int] = []
             values: list[float | None] = []
             while len(new) < body["max_tokens"] and tokenizer.eos_token_id not in new:
-                row = logp(ids + new)[-1]
+                row = logp(ids + new)[-1].clone()
                 if len(new) < body.get("min_tokens", 0):
                     row[tokenizer.eos_token_id] = -math.inf
                 token = int(row.argmax())
@@ -532,6 +533,13 @@ def test_choices_behind_a_server_are_as_probable_as_here(
     np.testing.assert_allclose(there, here, atol=1e-5)
     assert {len(scoring.split(twins[0].tokenizer, "x", [c])[1][0]) for c in choices} != {1}
     assert set(server.paths) == {"/v1/completions"}
+    # The same tokens, of which another number is the answer.
+    pairs = [("Lying is", " bad"), ("Lying", " is bad")]
+    told = [
+        [scoring.choice_logprobs(m.model, m.tokenizer, [p], [c])[0, 0] for p, c in pairs]
+        for m in twins
+    ]
+    np.testing.assert_allclose(told[1], told[0], atol=1e-5)
     nothing = scoring.choice_logprobs(twins[1].model, twins[1].tokenizer, [], choices)
     assert nothing.shape == (0, 3)
 
@@ -555,7 +563,8 @@ def test_samples_from_a_server_differ_follow_the_seed_and_are_undistorted(
 ) -> None:
     def sample(seed: int) -> list[str]:
         how: Any = {"max_new_tokens": 6, "temperature": 1.0, "samples": 4, "seed": seed}
-        asking = endpoint.Served(twins[1].model.settings, "random-tiny")
+        address = cast("endpoint.Served", twins[1].model).settings
+        asking = endpoint.Served(address, "random-tiny")
         return generation.write(asking, twins[1].tokenizer, PROMPTS, **how).texts
 
     first = sample(0)
