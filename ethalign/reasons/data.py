@@ -179,7 +179,7 @@ def families(statements: pd.Series[str]) -> pd.Series[str]:
 
 def opening(statement: str) -> str:
     """The words by which a statement belongs to its family."""
-    return " ".join(itertools.islice(_WORD.findall(statement.lower()), 4))
+    return " ".join(m.group() for m in itertools.islice(_WORD.finditer(statement.lower()), 4))
 
 
 def tuned(run: Run) -> pd.DataFrame:
