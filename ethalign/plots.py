@@ -84,7 +84,8 @@ def intervals(
     names += [v for v in dict.fromkeys(rows["variant"]) if v not in names]
     groups = list(dict.fromkeys(rows[hue]))
     colours = sns.color_palette("colorblind", len(groups))
-    _, axes = plt.subplots(figsize=(7, 0.8 + 0.42 * len(names)))
+    each = max(0.42, 0.17 * len(groups))
+    _, axes = plt.subplots(figsize=(7, 0.8 + each * len(names)))
     for k, group in enumerate(groups):
         part = rows[rows[hue] == group].set_index("variant")
         part = part[part["value"].notna()]
@@ -98,14 +99,14 @@ def intervals(
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, ylabel="")
     axes.invert_yaxis()
     if len(groups) > 1 or lines:  # below the label of the axis, where it takes no width
-        place = (0.5, -0.6 / (0.2 + 0.42 * len(names)))
+        place = (0.5, -0.6 / (0.2 + each * len(names)))
         axes.legend(loc="upper center", bbox_to_anchor=place, ncols=3, frameon=False)
     return axes
 
 
 def offset(k: int, groups: int) -> float:
     """How far the points of group k lie off their line, so that groups do not hide each other."""
-    return (k - (groups - 1) / 2) * 0.22
+    return (k - (groups - 1) / 2) * min(0.22, 0.8 / groups)
 
 
 def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame:

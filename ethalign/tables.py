@@ -116,11 +116,15 @@ def comparison(name: str, rows: pd.DataFrame, path: str | None = None) -> pd.Dat
     for run, ours in rows.groupby("run", sort=False):
         table = results.compare(name, ours, path=path)
         told = zip(table["value_reported"], table["unit"], strict=True)
-        page = table[["row", "dataset", "metric"]].set_axis(["paper", "data", "metric"], axis=1)
+        what = zip(table["dataset"], table["metric"], strict=True)
+        page = pd.DataFrame({"paper": table["row"]})
+        page["measure"] = [", ".join(word(name, key) for key in keys) for keys in what]
         page["reported"] = [metrics.shown(value, unit) for value, unit in told]
-        page["verdict"] = table["verdict"]  # early, where a narrow screen shows it
-        page["run"], page["model"] = run, table["model"]
         page["ours"] = [_cell(row) for row in table.to_dict("records")]
+        page["verdict"] = table["verdict"]  # early, where a narrow screen shows it
+        page["model"] = [word(name, model) for model in table["model"]]
+        if rows["run"].nunique() > 1:
+            page["run"] = run
         for stratum in ("clean", "contaminated"):
             part = results.compare(name, ours, stratum, path)
             if part["value"].notna().any():

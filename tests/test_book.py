@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import pages
+import pandas as pd
 import pytest
 import yaml
 from sphinx.application import Sphinx
@@ -540,6 +541,20 @@ def test_the_theme_is_mended_for_screen_readers(monkeypatch: pytest.MonkeyPatch)
     assert about.mend(once) == once
     signature = '<dt>f(<dl>\n<dd><em class="sig-param">x</em>,</dd>\n</dl>)</dt>'
     assert "<d" not in about.mend(signature).removeprefix("<dt>").replace("<div", "")
+
+
+@pytest.mark.parametrize("index", [["model"], ["model", "variant"]])
+def test_a_table_has_one_row_of_heads(monkeypatch: pytest.MonkeyPatch, index: list[str]) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    about = importlib.import_module("about")
+    rows = pd.DataFrame({"model": ["a"], "variant": ["L"], "AUC": ["0.5"], "ECE": ["0.1"]})
+    mended = about.mend(rows.set_index(index).to_html())
+    heads = re.findall("<th[^>]*>([^<]*)</th>", mended.partition("</thead>")[0])
+    assert mended.partition("</thead>")[0].count("<tr") == 1
+    assert heads == ["model", *rows.columns.drop("model")]
+    # Where columns have a name of their own, two rows stay.
+    named = rows.set_index(index).rename_axis("metric", axis=1).to_html()
+    assert about.mend(named).partition("</thead>")[0].count("<tr") == 2
 
 
 def test_notebooks_open_elsewhere_once_the_repository_has_an_address(

@@ -33,6 +33,9 @@ THEME = [
 # The parameters of a long signature: a list of definitions without a term.
 SIGNATURE = re.compile(r'<dl>(\s*<dd><em class="sig-param">.*?)</dl>', re.DOTALL)
 PLAIN_HEAD = re.compile(r"<th\b((?:(?!scope=)[^>])*)>")
+# Names of columns in one row of a table's head and names of what a row stands for in the next.
+_BLANK, _NAMED = r"((?:\s*<th[^>]*></th>)+)", r"((?:\s*<th[^>]*>[^<]+</th>)+)"
+TWO_HEADS = re.compile(rf"<tr[^>]*>{_BLANK}{_NAMED}\s*</tr>\s*<tr>{_NAMED}{_BLANK}\s*</tr>")
 # A description for machines is no longer than this.
 MOST = 200
 
@@ -199,19 +202,28 @@ def add(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree:
 def mend(text: str) -> str:
     """A written page whose theme says to a screen reader what it shows to the eye.
 
-    Toggles of the contents get a name, buttons have the name that can be seen on them, cells at
-    the head of a column or row say of which, and tables that scroll can be reached by keyboard.
+    Toggles of the contents get a name, buttons have the name that can be seen on them, the two
+    rows at the head of a pandas table become one, cells at the head of a column or row say of
+    which, and tables that scroll can be reached by keyboard.
     """
     for old, new in THEME:
         text = re.sub(old, new, text)
     text = SIGNATURE.sub(
         lambda found: f'<div class="sig-list">{found[1].replace("dd>", "div>")}</div>', text
     )
+    text = TWO_HEADS.sub(_one_head, text)
     for part, scope in (("thead", "col"), ("tbody", "row")):
         whole = re.compile(rf"<{part}\b.*?</{part}>", re.DOTALL)
         head = rf'<th scope="{scope}"\1>'
         text = whole.sub(lambda found, h=head: PLAIN_HEAD.sub(h, found[0]), text)
     return text
+
+
+def _one_head(found: re.Match[str]) -> str:
+    """Both rows as one, if no column has two names or none."""
+    before, names, index, after = found.groups()
+    widths = [part.count("<th") for part in (before, names, index, after)]
+    return f"<tr>{index}{names}</tr>" if widths[:2] == widths[2:] else found[0]
 
 
 def mend_all(app: Sphinx, error: Exception | None) -> None:

@@ -189,7 +189,7 @@ STUDY = Study(
         "honesty_equal": "honesty at equal refusals",
         "refusal_auroc": "AUROC of declining",
         "fit": "log-likelihood of good responses",
-        "augrc": "risk of what both answer",
+        "augrc": "risk where it answers",
         "accuracy_answered": "accuracy of what is answered",
         "idk_plain": "declined, as they are",
         "idk_rephrased": "declined, in other words",
