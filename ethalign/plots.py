@@ -7,7 +7,8 @@ import html
 import io
 import numbers
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +73,8 @@ def intervals(
 ) -> Axes:
     """Values with their 95 % intervals, a line per variant, colours by ``hue``.
 
+    Both are called what pages of the rows' ``study`` call them.
+
     Args:
         rows: metrics rows of one metric and data set.
         order: variants in the order of their lines; others come after them.
@@ -82,7 +85,7 @@ def intervals(
 
     names = [v for v in order if v in set(rows["variant"])]
     names += [v for v in dict.fromkeys(rows["variant"]) if v not in names]
-    groups = list(dict.fromkeys(rows[hue]))
+    groups, called = list(dict.fromkeys(rows[hue])), _words(rows)
     colours = sns.color_palette("colorblind", len(groups))
     each = max(0.42, 0.17 * len(groups))
     _, axes = plt.subplots(figsize=(7, 0.8 + each * len(names)))
@@ -92,16 +95,24 @@ def intervals(
         y = np.array([names.index(v) for v in part.index]) + offset(k, len(groups))
         error = np.array([part["value"] - part["low"], part["high"] - part["value"]]).clip(min=0)
         axes.errorbar(
-            part["value"], y, xerr=error, fmt="o", color=colours[k], capsize=2, label=group
+            part["value"], y, xerr=error, fmt="o", color=colours[k], capsize=2, label=called(group)
         )
     for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
         axes.axvline(level, color="black", linestyle=style, linewidth=1, label=name)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel, ylabel="")
+    axes.set(yticks=range(len(names)), yticklabels=map(called, names), xlabel=xlabel, ylabel="")
     axes.invert_yaxis()
     if len(groups) > 1 or lines:  # below the label of the axis, where it takes no width
         place = (0.5, -0.6 / (0.2 + each * len(names)))
         axes.legend(loc="upper center", bbox_to_anchor=place, ncols=3, frameon=False)
     return axes
+
+
+def _words(rows: pd.DataFrame) -> Callable[[str], str]:
+    """What pages of the rows' study call its variants, models, strata and measures."""
+    from ethalign import tables
+
+    studies = rows.get("study", pd.Series(dtype=str)).unique()
+    return partial(tables.word, str(studies[0])) if len(studies) else str
 
 
 def offset(k: int, groups: int) -> float:
@@ -115,13 +126,10 @@ def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame
     ``index`` are the columns that name a row, the values of ``columns`` become columns; both are
     called what pages of the rows' ``study`` call them.
     """
-    from ethalign import tables
-
     if rows.empty:
         return pd.DataFrame()
-    study = str(rows["study"].iloc[0]) if "study" in rows else ""
-    for key in {*index, columns} & {*NAMED} if study else ():
-        rows = rows.assign(**{key: [tables.word(study, str(name)) for name in rows[key]]})
+    for key in {*index, columns} & {*NAMED}:
+        rows = rows.assign(**{key: rows[key].map(_words(rows))})
     cells = zip(*(rows[key] for key in ("value", "low", "high", "unit")), strict=True)
     shown = [metrics.with_interval(v, a, b, unit, "undefined") for v, a, b, unit in cells]
     wide = rows.assign(shown=shown).pivot_table(
