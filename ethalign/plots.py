@@ -147,15 +147,16 @@ def texts(rows: pd.DataFrame) -> Styler:
 def effects(table: pd.DataFrame) -> Figure:
     """Effects against model size, a panel per study; ``table`` is as of ``tables.effects``.
 
-    Up speaks for the claim. What the paper prints is drawn hollow, what was run here filled.
+    Up speaks for the claim. What the paper prints is drawn hollow, what was run here filled, and
+    named by its size alone.
     """
     import matplotlib.pyplot as plt
 
     panels = list(table.groupby("study", sort=False))
     figure, grid = plt.subplots(len(panels), 1, figsize=(6, 2.3 * len(panels)), squeeze=False)
     looks: dict[Any, dict[str, Any]] = {
-        "paper": {"fmt": "s", "color": "#D55E00", "markerfacecolor": "white"},
-        "here": {"fmt": "o", "color": "#0072B2"},
+        "paper": {"fmt": "s", "color": "#D55E00", "mfc": "white", "label": "printed in the paper"},
+        "here": {"fmt": "o", "color": "#0072B2", "label": "run here"},
     }
     for axes, (_, part) in zip(grid.flat, panels, strict=True):
         scale = 100 if part["unit"].isin(["share", "part"]).all() else 1
@@ -165,8 +166,9 @@ def effects(table: pd.DataFrame) -> Figure:
             axes.errorbar(rows["size"], y, yerr=error, capsize=3, **looks[source])
             # Neighbours in turn above and below, so that their names do not meet.
             for k, (x, at, name) in enumerate(zip(rows["size"], y, rows["label"], strict=True)):
-                place = {"textcoords": "offset points", "xytext": (8, (5, -12)[k % 2])}
-                axes.annotate(f"{name} ({source})", (x, at), fontsize="small", **place)
+                place = {"textcoords": "offset points", "xytext": (6, (5, -12)[k % 2])}
+                told = name.split()[-1] if source == "here" else name
+                axes.annotate(told, (x, at), fontsize="small", **place)
         axes.axhline(0, color="black", linewidth=1)
         unit = "points" if scale == 100 else str(part["unit"].iloc[0])
         axes.set(xscale="log", xlim=(7e7, 6e11), ylabel=f"for the claim\n({unit})")
@@ -174,6 +176,12 @@ def effects(table: pd.DataFrame) -> Figure:
         axes.set_title("\n".join(textwrap.wrap(str(part["claim"].iloc[0]), 56)), fontsize="medium")
         axes.margins(y=0.25)
     axes.set_xlabel("parameters of the model")
+    shown: dict[str, Any] = {}
+    for axes in grid.flat:
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "frameon": False}
+    figure.legend(shown.values(), shown.keys(), **place)
     return figure
 
 

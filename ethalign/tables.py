@@ -116,9 +116,10 @@ def comparison(name: str, rows: pd.DataFrame, path: str | None = None) -> pd.Dat
     for run, ours in rows.groupby("run", sort=False):
         table = results.compare(name, ours, path=path)
         told = zip(table["value_reported"], table["unit"], strict=True)
-        what = zip(table["dataset"], table["metric"], strict=True)
         page = pd.DataFrame({"paper": table["row"]})
-        page["measure"] = [", ".join(word(name, key) for key in keys) for keys in what]
+        # By the paper's own name: what people judged there a judge may judge here.
+        what = zip(table["dataset"], table["metric"].str.replace("_", " "), strict=True)
+        page["measure"] = [f"{word(name, data)}, {metric}" for data, metric in what]
         page["reported"] = [metrics.shown(value, unit) for value, unit in told]
         page["ours"] = [_cell(row) for row in table.to_dict("records")]
         page["verdict"] = table["verdict"]  # early, where a narrow screen shows it
