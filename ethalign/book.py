@@ -189,18 +189,20 @@ def _generate(*, whole: bool) -> None:
 def effects(name: str = "") -> str:
     """The figure of effects by model size as an element, with its numbers in words.
 
-    It has a panel for each study, or for the named one alone.
+    It has a panel for each study, or for each claim of the named one (see ``tables.effects``).
     """
-    table = tables.effects()
-    table = table[table["study"] == name] if name and len(table) else table
+    table = tables.effects(name)
     if table.empty:
         return ""
     plots.style()
-    said = [
-        f"{row['label']} ({row['source']}): {tables.span(*(row[key] for key in tables.SPAN))}"
-        for row in table.to_dict("records")
-    ]
-    return plots.svg(plots.effects(table), f"Effects by model size. {'; '.join(said)}") + "\n"
+    said = []
+    for claim, part in table.groupby("claim", sort=False):
+        points = [
+            f"{row['label']} ({row['source']}): {tables.span(*(row[key] for key in tables.SPAN))}"
+            for row in part.to_dict("records")
+        ]
+        said.append(f"{claim} {'; '.join(points)}.")
+    return plots.svg(plots.effects(table), f"Effects by model size. {' '.join(said)}") + "\n"
 
 
 def front() -> str:

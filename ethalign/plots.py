@@ -145,14 +145,14 @@ def texts(rows: pd.DataFrame) -> Styler:
 
 
 def effects(table: pd.DataFrame) -> Figure:
-    """Effects against model size, a panel per study; ``table`` is as of ``tables.effects``.
+    """Effects against model size, a panel per claim; ``table`` is as of ``tables.effects``.
 
     Up speaks for the claim. What the paper prints is drawn hollow, what was run here filled, and
     named by its size alone.
     """
     import matplotlib.pyplot as plt
 
-    panels = list(table.groupby("study", sort=False))
+    panels = list(table.groupby("claim", sort=False))
     figure, grid = plt.subplots(len(panels), 1, figsize=(6, 2.3 * len(panels)), squeeze=False)
     looks: dict[Any, dict[str, Any]] = {
         "paper": {"fmt": "s", "color": "#D55E00", "mfc": "white", "label": "printed in the paper"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -339,26 +340,32 @@ def size_of(model: str) -> float:
     return float(found[1]) * {"m": 1e6, "b": 1e9}[found[2]] if found else math.nan
 
 
-def effects() -> pd.DataFrame:
-    """The headline claim of every study against model size, the papers' figures and ours.
+def effects(name: str = "") -> pd.DataFrame:
+    """Claims against model size, the papers' figures and ours: the headline claim of each study.
+
+    Of a study that is named also every other claim of its abstract that several models here carry.
 
     Returns:
         Columns ``study, claim, unit, source`` (``paper`` or ``here``), ``label, size`` (number of
         parameters) and ``difference, low, high``, where plus speaks for the claim.
     """
     parts = []
-    for owner in study.everything():
-        ours = towards(tests.recorded(owner.name)).query("id == @owner.headline and n > 0")
-        paper = printed(owner.name).query("id == @owner.headline")
-        labels = ours["model"].map(lambda key, n=owner.name: word(n, key))
-        both = [
-            ours.assign(source="here", label=labels, size=_sizes(ours["model"])),
-            paper.assign(source="paper", label=paper["paper"], size=_sizes(paper["paper"])),
-        ]
-        claim = next((c for c in tests.declared(owner.name) if c.id == owner.headline), None)
-        if claim is not None:
-            more = {"study": owner.name, "claim": claim.claim, "unit": claim.unit}
-            parts += [part.assign(**more) for part in both if len(part)]
+    for owner in [study.find(name)] if name else study.everything():
+        mine = towards(tests.recorded(owner.name)).query("n > 0")
+        several = mine[mine["family"] == "primary"].groupby("id")["model"].nunique() > 1
+        more = {*several.index[several]} if name else set()
+        paper, declared = printed(owner.name), tests.declared(owner.name)
+        for claim in sorted(declared, key=lambda claim: claim.id != owner.headline):
+            if claim.id != owner.headline and claim.id not in more:
+                continue
+            ours, theirs = (table[table["id"] == claim.id] for table in (mine, paper))
+            labels = ours["model"].map(partial(word, owner.name))
+            both = [
+                ours.assign(source="here", label=labels, size=_sizes(ours["model"])),
+                theirs.assign(source="paper", label=theirs["paper"], size=_sizes(theirs["paper"])),
+            ]
+            told = {"study": owner.name, "claim": claim.claim, "unit": claim.unit}
+            parts += [part.assign(**told) for part in both if len(part)]
     columns = ["study", "claim", "unit", "source", "label", "size", "difference", "low", "high"]
     return pd.concat(parts)[columns].reset_index(drop=True) if parts else pd.DataFrame()
 

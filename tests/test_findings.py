@@ -157,6 +157,7 @@ def test_the_first_figure_has_every_study_and_says_its_numbers(
             in said
         )
     assert {*tables.effects()["study"]} == {*config.studies()}
+    assert tables.effects("reasons")["claim"].nunique() == 1, "one model carries no other claim"
     # A further model of ours is one more point.
     known = claims.recorded("reasons")
     two = known.assign(model="qwen2.5-coder-1.5b-instruct", difference=0.1, low=0.05, high=0.2)
@@ -165,6 +166,10 @@ def test_the_first_figure_has_every_study_and_says_its_numbers(
     monkeypatch.setattr(claims, "recorded", ours)
     mine = tables.effects().query("source == 'here'")
     assert mine["size"].tolist() == [135e6, 1.5e9]
+    claims_of_two = {*known.query("family == 'primary' and n > 0")["claim"]}
+    assert {*tables.effects("reasons")["claim"]} == claims_of_two
+    assert len(claims_of_two) > 1
+    assert all(claim in book.effects("reasons") for claim in claims_of_two)
     assert tables.answer("reasons").count("{term}") == 2
     assert "Qwen2.5-Coder 1.5B" in tables.glance("reasons").splitlines()[0]
 
