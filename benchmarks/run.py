@@ -52,7 +52,7 @@ GROWTH = {
 def study() -> config.Run:
     """Labels and reasons at scale tiny: the shipped samples and the packaged model."""
     batch = {"tuning.batch_size": 8, "tuning.accumulation": 1}
-    return config.load("reasons", "LR", "tiny", overrides=batch)
+    return config.resolve("reasons", "LR", "tiny", overrides=batch)
 
 
 def training_rows(run: config.Run) -> list[tuple[str, str]]:
@@ -231,7 +231,7 @@ def score_harness() -> dict[str, Any]:
 
 def asked() -> tuple[config.Run, list[str]]:
     """Questions of the honesty study's samples, with the plain prompt."""
-    run = config.load("honesty", "unaligned", "tiny", overrides={"data.limit_test": 90})
+    run = config.resolve("honesty", "unaligned", "tiny", overrides={"data.limit_test": 90})
     table = questions.tests(run)["questions"]
     rows = table.to_dict("records")
     return run, [asking.question(row, run.prompt.template, honest=False) for row in rows]

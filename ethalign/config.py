@@ -267,7 +267,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def load(
+def resolve(
     study: str,
     variant: str,
     scale: str = "tiny",

@@ -86,7 +86,7 @@ def fit(
     torch.manual_seed(seed)  # before the head exists: its weights are drawn on creation
     # Plain attention has the faster backward pass on a CPU.
     head: dict[str, Any] = {"num_labels": 1 if ranked else classes, "dtype": torch.float32}
-    encoder = load(path, attn_implementation="eager", **head)
+    encoder = restore(path, attn_implementation="eager", **head)
     model = encoder.model.to(device).train()
     model.config.pad_token_id = encoder.tokenizer.pad_token_id
     lengths = [len(t) for t in texts]
@@ -200,7 +200,7 @@ def save(encoder: Encoder, folder: Path) -> None:
     encoder.tokenizer.save_pretrained(folder)
 
 
-def load(folder: Path, **more: Any) -> Encoder:
+def restore(folder: Path, **more: Any) -> Encoder:
     """Read what ``save`` wrote, or with ``num_labels`` a model that gets a new head.
 
     ``more`` is transformers' own.

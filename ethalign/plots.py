@@ -180,8 +180,8 @@ def effects(table: pd.DataFrame) -> Figure:
     for axes in grid.flat:
         handles, labels = axes.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "frameon": False}
-    figure.legend(shown.values(), shown.keys(), **place)
+    look: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
+    figure.legend(shown.values(), shown.keys(), frameon=False, **look)
     return figure
 
 

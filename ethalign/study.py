@@ -332,7 +332,7 @@ def job(
 
     Args:
         variant: for stages that every variant has; others have one of their own.
-        scale, seed, overrides: as for ``config.load``.
+        scale, seed, overrides: as for ``config.resolve``.
         runs: folder for runs; a relative one belongs to the project, not to the working folder.
         seeds: of a page that shows several; the first is that of its run.
 
@@ -345,7 +345,7 @@ def job(
     name = step.variant or variant or (None if step.compute else variants(owner)[0])
     if name is None:
         raise Absent(f"stage {stage} needs a variant: {', '.join(variants(owner))}.")
-    run = config.load(owner.name, name, scale, seed, overrides or {})
+    run = config.resolve(owner.name, name, scale, seed, overrides or {})
     if step.needs and not all(run.values([step.needs]).values()):
         raise Absent(f"variant {name} has no stage {stage} ({step.needs} is false).")
     return Job(

@@ -18,7 +18,7 @@ def test_every_variant_resolves_at_every_scale() -> None:
     for name in config.studies():
         for variant in config.variants(name):
             for scale in config.read_yaml(config.ROOT / "configs" / name / "scales.yaml"):
-                run = config.load(name, variant, scale)
+                run = config.resolve(name, variant, scale)
                 assert (run.study, run.variant, run.scale) == (name, variant, scale)
 
 
@@ -37,7 +37,7 @@ def test_every_variant_resolves_at_every_scale() -> None:
 )
 def test_a_wrong_parameter_is_refused_with_a_hint(overrides: dict[str, Any], hint: str) -> None:
     with pytest.raises(UserError, match=hint):
-        config.load("reasons", "L", overrides=overrides)
+        config.resolve("reasons", "L", overrides=overrides)
 
 
 @pytest.mark.parametrize(
@@ -52,16 +52,18 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(
     arguments: tuple[str, ...], hint: str
 ) -> None:
     with pytest.raises(UserError, match=hint):
-        config.load(*arguments)  # type: ignore[arg-type]
+        config.resolve(*arguments)  # type: ignore[arg-type]
 
 
 def test_overrides_win_over_scale_and_scale_over_variant() -> None:
-    assert config.load("reasons", "L", "smoke").tuning.epochs == 1
-    assert config.load("reasons", "L", "smoke", overrides={"tuning.epochs": 3}).tuning.epochs == 3
+    assert config.resolve("reasons", "L", "smoke").tuning.epochs == 1
+    assert (
+        config.resolve("reasons", "L", "smoke", overrides={"tuning.epochs": 3}).tuning.epochs == 3
+    )
 
 
 def test_own_label_values_come_on_top_of_the_default_ones() -> None:
-    run: Any = config.load("reasons", "L", overrides={"data.labels.bad": "unethical"})
+    run: Any = config.resolve("reasons", "L", overrides={"data.labels.bad": "unethical"})
     labels = run.data.labels
     assert labels["bad"] == "unethical"
     assert labels["0"] == "ethical"
@@ -102,7 +104,7 @@ def test_a_stage_depends_on_its_own_parameters_only() -> None:
 
 
 def test_a_resolved_run_survives_yaml() -> None:
-    run = config.load("reasons", "LR", "paper")
+    run = config.resolve("reasons", "LR", "paper")
     again = type(run).model_validate(yaml.safe_load(yaml.safe_dump(run.model_dump(mode="json"))))
     assert again == run
 
@@ -141,7 +143,7 @@ def test_markup_in_a_meaning_is_shown_and_not_followed() -> None:
 
 def test_paper_scales_hold_the_authors_settings() -> None:
     """Beyond Labels, the hyperparameters of the authors' four notebooks."""
-    runs: list[Any] = [config.load("reasons", "LR", s) for s in ("paper", "paper-mistral")]
+    runs: list[Any] = [config.resolve("reasons", "LR", s) for s in ("paper", "paper-mistral")]
     llama, mistral = runs
     for run in (llama, mistral):
         t = run.tuning
@@ -171,7 +173,7 @@ def test_the_models_of_a_paper_differ_in_nothing_but_the_model() -> None:
         "honesty": ("paper-7b", "paper-70b"),
     }.items():
         variant = config.variants(name)[0]
-        plain, *rest = (config.load(name, variant, scale) for scale in ("paper", *others))
+        plain, *rest = (config.resolve(name, variant, scale) for scale in ("paper", *others))
         assert len({run.model.id for run in (plain, *rest)}) == 3
         for run in rest:
             same = {"id": plain.model.id, "revision": plain.model.revision}
@@ -186,7 +188,7 @@ def test_what_is_fetched_from_the_hub_is_pinned_where_its_commit_is_known() -> N
     hub = {"model.id", "model.tokenizer", "baselines.encoder", "honesty.judge_model"}
     for name in config.studies():
         for scale in config.read_yaml(config.ROOT / "configs" / name / "scales.yaml"):
-            run = config.load(name, config.variants(name)[0], scale)
+            run = config.resolve(name, config.variants(name)[0], scale)
             known = {key for key, *_ in config.parameters(type(run))} & hub
             for key, found in run.values(known).items():
                 _, _, commit = (found or "").partition("@")

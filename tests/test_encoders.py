@@ -47,7 +47,7 @@ def test_saved_and_loaded_is_the_same(path: Path, tmp_path: Path) -> None:
     fitted = encoders.fit(path, TEXTS, COUNTS.argmax(1), pairs=TEXTS[::-1], epochs=1, seed=0)
     encoders.save(fitted, tmp_path / "e")
     assert not list((tmp_path / "e").glob("*.bin")), "no pickles"
-    again = encoders.load(tmp_path / "e")
+    again = encoders.restore(tmp_path / "e")
     before = encoders.logits(fitted, TEXTS, pairs=TEXTS[::-1])
     assert np.allclose(before, encoders.logits(again, TEXTS, pairs=TEXTS[::-1]))
 

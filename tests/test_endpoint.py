@@ -251,14 +251,14 @@ def test_what_is_no_key_is_refused_before_anything_is_sent(
 )
 def test_an_address_that_could_hold_a_key_is_refused(url: str) -> None:
     with pytest.raises(UserError, match=r"endpoint\.key_env instead") as caught:
-        config.load("ambiguity", "zero-shot", "smoke", 0, {"endpoint.url": url})
+        config.resolve("ambiguity", "zero-shot", "smoke", 0, {"endpoint.url": url})
     assert "hush" not in str(caught.value)
 
 
 def test_a_key_in_the_place_of_its_variable_is_refused() -> None:
     for key in (KEY, KEY.upper(), "sk_proj_4711", "AKIAIOSFODNN7EXAMPLE"):
         with pytest.raises(UserError, match="environment variable") as caught:
-            config.load("ambiguity", "zero-shot", "smoke", 0, {"endpoint.key_env": key})
+            config.resolve("ambiguity", "zero-shot", "smoke", 0, {"endpoint.key_env": key})
         assert key not in str(caught.value)
 
 
@@ -288,7 +288,7 @@ def test_plain_addresses_are_taken(monkeypatch: pytest.MonkeyPatch, url: str) ->
 def served(server: Server, **overrides: Any) -> Run:
     settings: dict[str, Any] = {"endpoint.url": server.url, "endpoint.retries": 1}
     settings |= {"endpoint.per_minute": 100_000, "model.id": "some-model"}
-    run = config.load("ambiguity", "zero-shot", "smoke", 0, settings | overrides)
+    run = config.resolve("ambiguity", "zero-shot", "smoke", 0, settings | overrides)
     assert isinstance(run, Run)
     return run
 
@@ -399,7 +399,7 @@ def test_too_many_requests_are_refused_before_the_first(server: Server, tmp_path
 
 
 def test_a_tuned_variant_cannot_be_asked_behind_a_server(server: Server) -> None:
-    run = config.load("ambiguity", "soft", "smoke", 0, {"endpoint.url": server.url})
+    run = config.resolve("ambiguity", "soft", "smoke", 0, {"endpoint.url": server.url})
     with pytest.raises(UserError, match="--variant zero-shot"):
         study.find("ambiguity").preflight(run)
 
@@ -644,7 +644,7 @@ def test_what_a_server_cannot_do_is_refused_before_anything_is_asked(
 ) -> None:
     variant = {"reasons": "L", "honesty": "absolute", "ambiguity": "hard"}[name]
     overrides = {"endpoint.url": server.url, **settings}
-    run = config.load(name, variant, "smoke", overrides=overrides)
+    run = config.resolve(name, variant, "smoke", overrides=overrides)
     with pytest.raises(UserError, match=told):
         study.find(name).preflight(run)
     assert not server.bodies

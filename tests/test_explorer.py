@@ -41,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         records.write(folder / "predictions.jsonl", "".join(map(records.line, rows)))
         # Its own settings do not matter: the words come from below.
-        run = config.load("reasons", variant, "smoke")
+        run = config.resolve("reasons", variant, "smoke")
         records.write(folder / "config.yaml", run.model_dump(mode="json"))
     return home
 
@@ -140,7 +140,7 @@ def test_words_of_official_data_are_left_out_of_the_book(
 ) -> None:
     tables = explorer.predictions(home)
     assert explorer.pack(owner, home, tables)["words"] != []  # samples are ours
-    official = config.load("reasons", "L", "smoke", 0, {"data.source": "official"})
+    official = config.resolve("reasons", "L", "smoke", 0, {"data.source": "official"})
     settings = official.model_dump(mode="json")
     monkeypatch.setattr(config, "read_yaml", lambda path: settings)
     found = explorer.pack(owner, home, tables)

@@ -469,4 +469,4 @@ def test_what_is_not_pinned_is_named() -> None:
         ("paper-7b", []),
         ("small", []),
     ):
-        assert estimate.unpinned(config.load("honesty", "absolute", scale)) == expected
+        assert estimate.unpinned(config.resolve("honesty", "absolute", scale)) == expected

@@ -335,7 +335,7 @@ import sys, time
 from pathlib import Path
 from ethalign import config, models, records
 from ethalign.reasons import data, evaluate
-run = config.load("reasons", "LR", "smoke", overrides={"data.limit_test": 40})
+run = config.resolve("reasons", "LR", "smoke", overrides={"data.limit_test": 40})
 loaded = models.load(run.model)
 keep = records.append_rows
 def slow(path, rows):

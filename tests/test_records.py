@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ethalign import config, metrics, records
 from ethalign.config import UserError
 
-RUN = config.load("reasons", "L", "smoke")
+RUN = config.resolve("reasons", "L", "smoke")
 
 
 def test_a_file_appears_whole_or_not_at_all(

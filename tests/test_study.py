@@ -213,14 +213,14 @@ def _any_variant(name: str, stage: study.Stage) -> str:
     owner = study.find(name)
     names = [stage.variant] if stage.variant else study.variants(owner)
     for variant in names:
-        run = config.load(name, variant, "smoke")
+        run = config.resolve(name, variant, "smoke")
         if not stage.needs or all(run.values([stage.needs]).values()):
             return variant
     raise AssertionError(f"{stage.name} belongs to no variant")
 
 
 def test_an_undeclared_setting_names_its_key_and_its_stage() -> None:
-    run = config.load("reasons", "L", "smoke").give("reasons/explore", ["data.source"])
+    run = config.resolve("reasons", "L", "smoke").give("reasons/explore", ["data.source"])
     assert run.data.source == "sample"
     with pytest.raises(Undeclared, match=r"reasons/explore reads tuning, which"):
         run.tuning.rows  # noqa: B018
@@ -230,7 +230,7 @@ def test_an_undeclared_setting_names_its_key_and_its_stage() -> None:
 
 def test_a_scale_without_a_block_for_the_study_is_refused() -> None:
     with pytest.raises(UserError, match=r"the study ambiguity has no scale 'paper-mistral'"):
-        config.load("ambiguity", "hard", "paper-mistral")
+        config.resolve("ambiguity", "hard", "paper-mistral")
 
 
 def test_shared_rooms_name_no_study() -> None:

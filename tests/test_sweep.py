@@ -128,7 +128,7 @@ def test_a_sweep_that_comes_ready_resolves(path: Path) -> None:
     assert spec.ablate or spec.choose.dataset == "held-out", "never chosen on test rows"
     for point in sweep.points(spec).values():
         for variant in spec.variants:
-            config.load(spec.study, variant, spec.scale, 0, {**spec.fixed, **point})
+            config.resolve(spec.study, variant, spec.scale, 0, {**spec.fixed, **point})
 
 
 def test_an_ablation_says_what_each_choice_was_worth_and_chooses_nothing(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def judge_reasons(run: Run, asked: pd.DataFrame, tests: Tables, judge: Path) -> 
     given, human = list(asked["reason"]), list(found["reason"])
     argues = judges.stances(given, data.untouched(run.data, run.seed), seed=run.seed)
     told = [judges.told(*pair) for pair in zip(found["statement"], found["gold"], strict=True)]
-    device, learned = models.choose_device(run.model.device)[0], encoders.load(judge)
+    device, learned = models.choose_device(run.model.device)[0], encoders.restore(judge)
     learned.model.to(device)
     logits = encoders.logits(learned, told, pairs=given)
     embedder = models.encoder(run.baselines.encoder, run.seed)

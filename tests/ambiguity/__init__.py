@@ -9,6 +9,6 @@ from ethalign.ambiguity.settings import Run
 def resolved(variant: str = "hard", scale: str = "smoke", **overrides: Any) -> Run:
     """A run; ``votes__target`` stands for ``votes.target``."""
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
-    run = config.load("ambiguity", variant, scale, 0, dotted)
+    run = config.resolve("ambiguity", variant, scale, 0, dotted)
     assert isinstance(run, Run)
     return run

@@ -61,7 +61,7 @@ def _table(path: Path) -> None:
 
 def _setting(path: Path) -> None:
     key, value = config.parse_setting(path.read_bytes().decode("latin-1"))
-    config.load("reasons", "L", "smoke", overrides={key: value})
+    config.resolve("reasons", "L", "smoke", overrides={key: value})
 
 
 def _archive(path: Path) -> None:

@@ -51,7 +51,7 @@ from ethalign.reasons import data as reasons
 
 MATRIX = yaml.safe_load((Path(__file__).parent / "matrix.yaml").read_text())
 TINY = config.Model(id="random-tiny", device="cpu", dtype="float32")
-RUN = config.load("reasons", "L", "smoke")
+RUN = config.resolve("reasons", "L", "smoke")
 ROWS = [tuning.Example(f"Row {i}.\nAnswer:", [" ethical", " unethical"][i % 2]) for i in range(8)]
 SETTINGS = config.Tuning(epochs=2, batch_size=4, lr=3e-3, lora_r=2, checkpoint_every=1)
 ADAPTER, WEIGHTS = "adapter_model.safetensors", "model.safetensors"
@@ -219,12 +219,12 @@ def hash_note_emptied(scene: Scene) -> Seen:
 
 def encoder_lacks_its_head(scene: Scene) -> Seen:
     folder = scene.home / "judge"
-    encoders.save(encoders.load(scene.calm / "model", num_labels=2), folder)
-    assert encoders.load(folder).model.config.num_labels == 2
+    encoders.save(encoders.restore(scene.calm / "model", num_labels=2), folder)
+    assert encoders.restore(folder).model.config.num_labels == 2
     tensors = load_file(folder / WEIGHTS)
     del tensors["score.weight"]
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
-    return refused(lambda: encoders.load(folder), "1 missing tensors, such as score.weight")
+    return refused(lambda: encoders.restore(folder), "1 missing tensors, such as score.weight")
 
 
 def tokenizer_without_an_end(scene: Scene) -> Seen:
@@ -545,7 +545,7 @@ def table_leaves_nothing(scene: Scene) -> Seen:
         path = scene.home / f"{len(list(scene.home.iterdir()))}"
         path.write_text(text)
         given = {key.replace("__", "."): str(path) for key in more}
-        run = config.load(name, variant, "smoke", overrides=given)
+        run = config.resolve(name, variant, "smoke", overrides=given)
         return lambda: study.find(name).preflight(run)
 
     own = {"data__train": "", "data__test": ""}
@@ -591,7 +591,7 @@ def settings_broken(scene: Scene) -> Seen:
 def load(**overrides: Any) -> Callable[[], Any]:
     """A resolver of settings; ``a__b`` stands for ``a.b``."""
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
-    return lambda: config.load("ambiguity", "zero-shot", "smoke", overrides=dotted)
+    return lambda: config.resolve("ambiguity", "zero-shot", "smoke", overrides=dotted)
 
 
 def settings_escape(scene: Scene) -> Seen:
@@ -601,9 +601,9 @@ def settings_escape(scene: Scene) -> Seen:
             "seed is not set by --set": load(seed=3),
             "variant is not set by --set": load(variant="../x"),
             "study is not set by --set": load(study="x"),
-            "unknown scale": lambda: config.load("ambiguity", "hard", "../../esc"),
-            "unknown variant": lambda: config.load("ambiguity", "../hard"),
-            "parameter seed": lambda: config.load("ambiguity", "hard", "smoke", 2**32),
+            "unknown scale": lambda: config.resolve("ambiguity", "hard", "../../esc"),
+            "unknown variant": lambda: config.resolve("ambiguity", "../hard"),
+            "parameter seed": lambda: config.resolve("ambiguity", "hard", "smoke", 2**32),
         }
     )
 

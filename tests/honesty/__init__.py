@@ -12,7 +12,7 @@ from ethalign.honesty.settings import Run
 def resolved(variant: str = "absolute", seed: int = 0, **overrides: Any) -> Run:
     """A run at scale smoke; ``honesty__tau`` stands for ``honesty.tau``."""
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
-    run = config.load("honesty", variant, "smoke", seed, dotted)
+    run = config.resolve("honesty", variant, "smoke", seed, dotted)
     assert isinstance(run, Run)
     return run
 

@@ -323,7 +323,7 @@ import sys, time
 from pathlib import Path
 from ethalign import config, records
 from ethalign.honesty import data, knowledge
-run = config.load("honesty", "knowledge", "smoke", overrides={"evaluation.batch_size": 2})
+run = config.resolve("honesty", "knowledge", "smoke", overrides={"evaluation.batch_size": 2})
 keep = records.append_rows
 def slow(path, rows):
     keep(path, rows)

@@ -13,6 +13,6 @@ def resolved(
     overrides: dict[str, Any] | None = None,
 ) -> Run:
     """A run of the study, with every setting."""
-    run = config.load("reasons", variant, scale, seed, overrides)
+    run = config.resolve("reasons", variant, scale, seed, overrides)
     assert isinstance(run, Run)
     return run
