@@ -124,8 +124,11 @@ def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame
     """Metrics rows as a table of ``value [low, high]``, for a page; shares are in per cent.
 
     ``index`` are the columns that name a row, the values of ``columns`` become columns; both are
-    called what pages of the rows' ``study`` call them.
+    called what pages of the rows' ``study`` call them. A level of the index that is the same in
+    all rows is left out.
     """
+    from ethalign import tables
+
     if rows.empty:
         return pd.DataFrame()
     for key in {*index, columns} & {*NAMED}:
@@ -135,7 +138,7 @@ def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame
     wide = rows.assign(shown=shown).pivot_table(
         index=list(index), columns=columns, values="shown", aggfunc="first", sort=False
     )
-    return wide.rename_axis(None, axis=1).fillna("")
+    return tables.narrow(wide.rename_axis(None, axis=1).fillna(""))
 
 
 def texts(rows: pd.DataFrame) -> Styler:

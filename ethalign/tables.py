@@ -158,9 +158,17 @@ def side_by_side(
     cells = [_cell(row) for row in table.to_dict("records")]
     pairs = zip(told, cells, strict=True)
     table["shown"] = [f"{metrics.shown(*figure)} · {mine}" for figure, mine in pairs]
-    table["metric"] = table["metric"].str.replace("_", "-")
+    for key in ("metric", "model"):
+        table[key] = table[key].map(partial(word, name))
     wide = table.groupby(["run", "model", "row", "metric"], sort=False)["shown"].first()
-    return wide.unstack(sort=False).rename_axis(None, axis=1)
+    return narrow(wide.unstack(sort=False).rename_axis(None, axis=1))
+
+
+def narrow(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` without the levels of its index that tell no two rows apart; one is left."""
+    levels = {name: table.index.get_level_values(name) for name in table.index.names}
+    same = [name for name, values in levels.items() if values.nunique() == 1]
+    return table.droplevel(same[: table.index.nlevels - 1])
 
 
 def _cell(row: dict[Any, Any]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
+from ethalign import tables
 from ethalign.honesty import evaluate
 from ethalign.honesty.scores import risk_coverage as curve
 
@@ -93,6 +95,8 @@ def transitions(cells: Mapping[str, Mapping[tuple[Any, Any], int]]) -> None:
         )  # fmt: skip
         axes.set_title(name, fontsize="small")
         axes.set(xlabel="before", ylabel="after")
+        axes.tick_params(axis="x", rotation=45)
+        axes.tick_params(axis="y", rotation=0)
 
 
 def plane(groups: Mapping[str, pd.DataFrame]) -> Axes:
@@ -110,6 +114,7 @@ def plane(groups: Mapping[str, pd.DataFrame]) -> Axes:
         place = (end, low + end)
         axes.annotate(f"{100 * honest:.0f}", place, fontsize="x-small", color="#777777")
     table = pd.concat([rows.assign(run=name) for name, rows in groups.items()])
+    table["variant"] = table["variant"].map(partial(tables.word, "honesty"))
     sns.scatterplot(
         table, x="over_conservativeness", y="prudence", hue="variant", style="run", s=80,
         palette="colorblind", ax=axes,
@@ -130,8 +135,9 @@ def risk_coverage(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> None:
         for name, part in parts.items():
             coverage, risk = curve(evaluate.confidence(part), part["verdict"] == "wrong")
             n = int((part["verdict"] != "idk").sum())
+            label = tables.word("honesty", name)
             x, y = ([0.0, *values[:n]] for values in (coverage, risk))
-            (line,) = axes.plot(x, y, label=f"{name}, area {np.mean(risk):.3f}")
+            (line,) = axes.plot(x, y, label=f"{label}, area {np.mean(risk):.3f}")
             axes.plot([0, x[-1]], [0, y[-1]], "--", color=line.get_color(), linewidth=0.8)
         axes.set(xlabel="coverage: share of questions answered", ylabel="errors, of all questions")
         axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
