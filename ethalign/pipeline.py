@@ -29,7 +29,7 @@ from ethalign.config import ROOT, UserError, digest
 from ethalign.study import Job
 
 
-def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None:
+def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], shows: str = "") -> None:
     """Execute one notebook with papermill.
 
     The copy grows beside ``target`` and moves there when it has succeeded; that of a failed run
@@ -38,6 +38,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None
     Args:
         notebook: the source, with one annotated cell tagged ``parameters``.
         target, parameters: where the executed copy goes, and values for that cell.
+        shows: what the copy is made of (see ``page_hash``), to be noted in it.
 
     Raises:
         UserError: an unknown parameter, or a mistake that a cell reported.
@@ -73,27 +74,28 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None
             f"{notebook.name} failed with {error.ename}: {error.evalue}; the notebook with the"
             f" traceback is kept at {kept}"
         ) from None
-    seal(kept)
+    seal(kept, shows)
     kept.replace(target)
 
 
-def seal(page: Path) -> None:
-    """Leave out of an executed notebook where it lay, and note a hash of the rest in it."""
+def seal(page: Path, shows: str = "") -> None:
+    """Leave out of an executed notebook where it lay; note in it what it shows, and a hash."""
     content = json.loads(page.read_text(encoding="utf-8"))
     for key in ("input_path", "output_path"):
         content["metadata"]["papermill"].pop(key)
+    content["metadata"]["shows"] = shows
     content["metadata"]["check"] = digest(content)
     records.write(page, json.dumps(content, indent=1) + "\n")
 
 
-def intact(page: Path) -> bool:
-    """Is an executed notebook there as it was sealed?"""
+def intact(page: Path, shows: str = "") -> bool:
+    """Is an executed notebook there as it was sealed, and does it show what it should?"""
     try:
         content = json.loads(page.read_text(encoding="utf-8"))
         check = content["metadata"].pop("check")
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
-    return bool(check == digest(content))
+    return bool(check == digest(content)) and content["metadata"].get("shows") == shows
 
 
 def page_hash(job: Job) -> str:
@@ -147,7 +149,7 @@ def refresh_prose(executed: Path, source: Path, target: Path) -> None:
         cell["metadata"].pop("papermill", None)
         cell["metadata"].pop("execution", None)
     done["cells"] = cells
-    for key in ("papermill", "check"):
+    for key in ("papermill", "check", "shows"):
         done["metadata"].pop(key, None)
     records.write(target, json.dumps(done, indent=1) + "\n")
 
@@ -196,12 +198,20 @@ def run(
             job.study.preflight(job.run)
         for job in jobs:
             preflight(job, here=profile is None)
-            kept = not job.stage.compute or job.state() == "keep"
-            if not (kept and intact(job.page)):
-                job.page.unlink(missing_ok=True)  # a page without its records is none
+        left = [job for job in jobs if stale(job)]
+        if not left:
+            return 0
+        for job in left:
+            job.page.unlink(missing_ok=True)
         path = ROOT / runs / ".settings" / f"{digest(settings)}.yaml"
         records.write(path, settings)
         return _snakemake(jobs, path, cores or os.cpu_count() or 1, profile)
+
+
+def stale(job: Job) -> bool:
+    """Has a page to be made anew: is it not there as it should be, or without its records?"""
+    kept = not job.stage.compute or job.state() == "keep"
+    return not (kept and intact(job.page, page_hash(job)))
 
 
 def share(studies: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -239,18 +249,23 @@ def plan(settings: Mapping[str, Any]) -> list[Job]:
 
 
 def rules(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the Snakefile makes of a settings file: a rule per job, see ``rule``.
+    """What the Snakefile makes of a settings file: a rule per job that is left, see ``rule``.
 
-    Of work that is the same at several points of a sweep the first does it, and the others wait
-    for it and take over what it left.
+    Pages that are up to date take no part: Snakemake would make them anew behind one that is not,
+    and of several that follow each other only the first. Of work that is the same at several
+    points of a sweep the first does it, and the others wait for it and take over what it left.
     """
-    found, first = [], dict[tuple[str, str], Job]()
+    found, first, left = [], dict[tuple[str, str], Job](), set[str]()
     for job in plan(settings):
         same = job
         if job.stage.compute:
             same = first.setdefault((job.stage.name, job.fingerprint()), job)
-        point = os.path.relpath(job.runs, settings["runs"])
-        found.append(rule(job, point, None if same is job else same))
+        if stale(job):
+            left.add(str(job.page))
+            point = os.path.relpath(job.runs, settings["runs"])
+            found.append(rule(job, point, None if same is job else same))
+    for made in found:
+        made["input"] = [page for page in made["input"] if page in left]
     return found
 
 
@@ -469,7 +484,7 @@ def notebook(
         values["variant"] = variant
     try:
         with card() if on_gpu(here) else contextlib.nullcontext():
-            execute(notebook_of(here), here.page, values)
+            execute(notebook_of(here), here.page, values, page_hash(here))
         return 0
     except (UserError, RuntimeError) as error:
         mistake = isinstance(error, UserError)

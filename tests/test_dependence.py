@@ -163,6 +163,9 @@ def test_what_really_runs_after_an_edit(
     assert run() == (1, set()), "the page is drawn again, and nothing is computed"
     edit("ethalign/plots.py", "losses")
     assert run() == (1, set())
+    edit("ethalign/plots.py", "style")
+    assert run() == (3, set()), "pages that follow each other are drawn again in one go"
+    assert run() == (0, set())
     edit("ethalign/tuning.py", "zero_grad()", "zero_grad(True)")
     count, written = run()
     assert count == 2, "tuning and evaluation"
