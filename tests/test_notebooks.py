@@ -13,7 +13,7 @@ import pytest
 from conftest import command
 
 from ethalign import config, study
-from ethalign.config import ROOT
+from ethalign.config import ROOT, UserError
 
 STAGES = [(name, stage.name) for name in config.studies() for stage in study.find(name).stages]
 
@@ -98,3 +98,34 @@ def test_a_notebook_is_a_story_with_typed_parameters(name: str, stage: str) -> N
         parameter, _, about = line.partition("#")
         assert ":" in parameter, f"{line}: no type"
         assert about.strip(), f"{line}: no meaning"
+
+
+NOTHING = {
+    "reasons": (("L", "LR"), ("evaluation.generate=false", "data.cross=false")),
+    "ambiguity": (("zero-shot", "soft"), ("votes.swap=false",)),
+    "honesty": (
+        ("unaligned", "absolute"),
+        tuple(f"honesty.{key}=0" for key in ("form", "requests", "judged", "own_questions")),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTHING)
+def test_every_page_stands_what_a_run_may_leave_out(name: str, tmp_path: Path) -> None:
+    variants, settings = NOTHING[name]
+    call = ["run", name, "--scale", "smoke", "--runs", str(tmp_path)]
+    for variant in variants:
+        call += ["--variant", variant]
+    done = command(*call, "--set", *settings)
+    assert done.returncode == 0, done.stderr
+    pages = [p for p in tmp_path.rglob("*.ipynb") if not p.name.endswith(".failed.ipynb")]
+    assert {p.stem for p in pages} >= {"evaluate"}
+
+
+def test_a_label_behind_a_reason_needs_the_reason() -> None:
+    off = {"evaluation.generate": False}
+    owner = study.find("reasons")
+    with pytest.raises(UserError, match="scored behind the model's own"):
+        owner.preflight(config.resolve("reasons", "R-then-L", "smoke", overrides=off))
+    owner.preflight(config.resolve("reasons", "LR", "smoke", overrides=off))

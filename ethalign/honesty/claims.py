@@ -56,6 +56,8 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
     if len(tables) < 3 or any(not t.index.equals(tables[0].index) for t in tables):
         return None
     before, *pair = tables
+    if before.empty:  # such as requests, of which a run may ask for none
+        return None
     if claim.estimand in ("correct", "idk", "accuracy"):
         hits = [t["verdict"] == "idk" if claim.estimand == "idk" else t["correct"] for t in pair]
         of = _ratio if claim.estimand == "accuracy" else _mean

@@ -21,6 +21,12 @@ def preflight(run: Run) -> None:
     """Refuse tables that are missing, off their schema, or the same for training and test."""
     data.tests(run)
     data.untouched(run.data, run.seed)
+    written = run.evaluation.generate and run.evaluation.limit_generate != 0
+    if run.prompt.target == "reason-label" and not written:
+        raise UserError(
+            "a label that comes after a reason is scored behind the model's own; let it write"
+            " (evaluation.generate, evaluation.limit_generate), or choose other variants."
+        )
     if run.endpoint.url and not run.endpoint.serves:
         raise UserError("a server takes part here with endpoint.api=completions alone.")
     endpoint.check(run.endpoint, tuned=run.tuning.enabled)

@@ -97,6 +97,13 @@ def test_no_claim_is_made_on_few_known_questions_or_on_others() -> None:
     assert claims.contrast(made("honesty", dataset="nonambigqa"), enough) is None
 
 
+def test_what_was_never_asked_is_not_compared() -> None:
+    """A run may ask for no requests: then no row has the columns of requests."""
+    parts = {v: frame(verdict=KNOWN + REST) for v in ("unaligned", "absolute")}
+    assert "nll" not in parts["absolute"]
+    assert claims.contrast(made("fit", dataset="requests"), parts) is None
+
+
 def test_what_is_likely_to_be_declined_is_compared_at_equal_refusals() -> None:
     ranks = {"absolute": [-2.0] * 30 + [-1.0] * 30, "unaligned": [-1.0] * 60}
     parts = {v: frame(verdict=KNOWN + REST, refusal=r) for v, r in ranks.items()}
