@@ -196,7 +196,13 @@ class Endpoint(Section):
     @property
     def serves(self) -> bool:
         """Does the server go on with texts as a model on this machine would?"""
-        return self.url is not None and self.api == "completions"
+        url, api = self.url, self.api
+        return url is not None and api == "completions"
+
+    @property
+    def server(self) -> Self | None:
+        """Itself, if it serves."""
+        return self if self.serves else None
 
     @field_validator("url", "key_env")
     @classmethod

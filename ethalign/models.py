@@ -67,7 +67,7 @@ class Loaded(NamedTuple):
 def load(settings: Model, *, seed: int = 0, server: Endpoint | None = None) -> Loaded:
     """Bring a causal language model into memory; ``seed`` draws the weights of ``random-tiny``.
 
-    Where the ``server`` serves, it holds the model, and only the tokenizer is read here.
+    Where a ``server`` holds the model, only the tokenizer is read here.
 
     Raises:
         UserError: an unknown id, bytes that do not match, or hardware that is missing.
@@ -77,7 +77,7 @@ def load(settings: Model, *, seed: int = 0, server: Endpoint | None = None) -> L
 
     # PEFT's own use of a name that transformers has changed; nobody who reads it could help it.
     warnings.filterwarnings("ignore", r"`is_gradient_checkpointing` is", FutureWarning)
-    if server and server.serves:
+    if server:
         return _served(settings, server, seed)
     device, why_device = choose_device(settings.device)
     dtype, why_dtype = choose_dtype(settings.dtype, device)

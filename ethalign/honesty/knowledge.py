@@ -46,7 +46,7 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     exact, judge = answering(run), judges.chosen(run, where)
     # Samples are drawn in the model's own precision.
     same = exact.dtype == models.choose_dtype(run.model.dtype, exact.device)[0]
-    quick = exact if same else models.load(run.model, seed=run.seed, server=run.endpoint)
+    quick = exact if same else models.load(run.model, seed=run.seed, server=run.endpoint.server)
     answered = greedy(run, exact, data.pool(run), where / "greedy.jsonl", judge)
     chosen = [balanced(answered, run.tuning.rows, run.seed)]
     if run.honesty.mix:
@@ -90,7 +90,7 @@ def answering(run: Run, adapter: Path | None = None, name: str | None = None) ->
     settings = run.model.model_copy(update=other) if name else run.model
     if run.evaluation.precision == "float32" and settings.quantization == "none":
         settings = settings.model_copy(update={"dtype": "float32"})
-    return tuning.with_adapter(settings, adapter, seed=run.seed, server=run.endpoint)
+    return tuning.with_adapter(settings, adapter, seed=run.seed, server=run.endpoint.server)
 
 
 def reply(

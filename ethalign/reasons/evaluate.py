@@ -31,7 +31,7 @@ def compute(run: Run, where: Path, before: dict[str, Path]) -> dict[str, Any]:
     """The stage: predictions, and judgements of the reasons."""
     tuned, judge = before.get("finetune"), before["baselines"] / "judge"
     adapter = tuned and tuned / "adapter"
-    loaded = tuning.with_adapter(run.model, adapter, seed=run.seed, server=run.endpoint)
+    loaded = tuning.with_adapter(run.model, adapter, seed=run.seed, server=run.endpoint.server)
     tests, most = data.tests(run), longest(run, loaded.tokenizer)
     border = threshold(run, loaded, where / "threshold.jsonl", most)
     predictions = ask(run, loaded, tests, where / "predictions.jsonl", most, border)
