@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import errno
 import json
+import math
 import os
 import platform
 import re
@@ -331,3 +332,22 @@ def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T
             yield item
             if path and os.fstat(out.fileno()).st_size > BLOCK:  # however long the run
                 out.truncate(0)
+
+
+def size_of(model: str) -> float:
+    """Parameters of a model by its name, such as ``…-135m-…`` or ``Llama-2 7B``; NaN if unsaid."""
+    found = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", model.lower())
+    return float(found[1]) * {"m": 1e6, "b": 1e9}[found[2]] if found else math.nan
+
+
+def of_runs(home: Path, pattern: str) -> list[Path]:
+    """Files below ``<study>/<scale>`` whose first folder is a model, those of small ones first.
+
+    Where one model stands for all, it is the first.
+    """
+
+    def place(path: Path) -> tuple[float, Path]:
+        size = size_of(path.relative_to(home).parts[0])
+        return (0.0 if math.isnan(size) else size), path
+
+    return sorted(home.glob(pattern), key=place)

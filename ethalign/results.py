@@ -56,7 +56,7 @@ def publish(job: Job) -> Path:
 
 def rows(home: Path) -> pd.DataFrame:
     """Metrics of every run below ``<study>/<scale>``, with ``model`` and ``seed`` added."""
-    paths = sorted(home.glob("*/*/*/metrics.json"))
+    paths = records.of_runs(home, "*/*/*/metrics.json")
     tables = [
         records.metrics([p]).assign(model=p.parents[2].name, seed=int(p.parent.name))
         for p in paths
@@ -115,7 +115,7 @@ def predictions(home: Path, seed: int) -> dict[str, dict[str, pd.DataFrame]]:
     Where ``judgements.jsonl`` stands beside it, its columns are those of the same items.
     """
     found: dict[str, dict[str, pd.DataFrame]] = {}
-    for path in sorted(home.glob(f"*/*/{seed}/predictions.jsonl")):
+    for path in records.of_runs(home, f"*/*/{seed}/predictions.jsonl"):
         model, variant = path.parts[-4:-2]
         table = pd.DataFrame(records.read_rows(path))
         if judged := records.read_rows(path.with_name("judgements.jsonl")):

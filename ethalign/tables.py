@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ import pandas as pd
 
 from ethalign import claims as tests
 from ethalign import metrics, results, study
+from ethalign.records import size_of
 
 # More columns than this do not fit a page.
 WIDE = 8
@@ -340,12 +340,6 @@ def variants(name: str) -> str:
     return markdown(
         ["name", "on pages"], [(f"`{v}`", word(name, v)) for v in study.find(name).order]
     )
-
-
-def size_of(model: str) -> float:
-    """Parameters of a model by its name, such as ``…-135m-…`` or ``Llama-2 7B``; NaN if unsaid."""
-    found = re.search(r"(?<![\d.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", model.lower())
-    return float(found[1]) * {"m": 1e6, "b": 1e9}[found[2]] if found else math.nan
 
 
 def effects(name: str = "") -> pd.DataFrame:

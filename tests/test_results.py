@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -146,3 +147,16 @@ def test_seeds_are_pooled_and_counted() -> None:
     alone = results.pooled(pd.DataFrame(rows[:1]))
     assert [*alone.loc[0, ["value", "low", "high", "seeds"]]] == [0.5, 0.4, 0.6, 1]
     assert results.pooled(pd.DataFrame(rows[:0], columns=results.COLUMNS)).empty
+
+
+def test_small_models_come_first(tmp_path: Path) -> None:
+    """Where one model stands for all it is the smallest, and encoders stand before them."""
+    models = ["qwen-0.5b", "minilm", "smol-135m", "llama-7b"]
+    row = {"study": "reasons", "variant": "L", "dataset": "dfar", "stratum": "all", "n": 1}
+    for model in models:
+        folder = tmp_path / model / "L" / "0"
+        folder.mkdir(parents=True)
+        numbers = {"metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "unit": "share"}
+        (folder / "metrics.json").write_text(json.dumps([row | numbers]))
+    expected = ["minilm", "smol-135m", "qwen-0.5b", "llama-7b"]
+    assert results.rows(tmp_path)["model"].tolist() == expected

@@ -2,7 +2,7 @@
 
     L+R does not beat L on the clean rows ({verdict}`reasons/lr-beats-l: inconclusive`).
 
-The word is that of the first model of the reference; ``@model`` behind the claim names another.
+The word is that of the smallest model of the reference; ``@model`` behind the claim names another.
 A word that is not the verdict of today's records is a warning, and so the end of the build.
 """
 

@@ -87,7 +87,7 @@ def learnt(folder: Path) -> Learnt | None:
 def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
     """``learnt``: variant to training loss, that of a guess and verdict, of the first model."""
     told: dict[str, Any] = {}
-    for path in sorted(home.glob("*/*/0/train_log.jsonl")):
+    for path in records.of_runs(home, "*/*/0/train_log.jsonl"):
         if found := learnt(path.parent):
             numbers = {"loss": found.loss.value, "blind": found.blind}
             shown = {key: metrics.shown(value, "nats") for key, value in numbers.items()}

@@ -217,7 +217,7 @@ def taught(sampled: pd.DataFrame, tau: float = 0.1) -> pd.Series[float]:
 
 def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
     """What prose quotes beside scores: models, seeds, and what each method taught to decline."""
-    probed = sorted(home.glob("*/knowledge/*/knowledge.jsonl"))
+    probed = records.of_runs(home, "*/knowledge/*/knowledge.jsonl")
     shares = (
         taught(pd.DataFrame(records.read_rows(probed[0]))) if probed else pd.Series(dtype=float)
     )
