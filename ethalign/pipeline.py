@@ -209,8 +209,13 @@ def run(
 
 
 def stale(job: Job) -> bool:
-    """Has a page to be made anew: is it not there as it should be, or without its records?"""
-    kept = not job.stage.compute or job.state() == "keep"
+    """Has a page to be made anew?
+
+    If it is not there as it should be, lacks its records, or shows others that will be made anew,
+    which on another machine need not be the same to the last digit.
+    """
+    shown = [job, *job.before().values()]
+    kept = all(one.state() == "keep" for one in shown if one.stage.compute)
     return not (kept and intact(job.page, page_hash(job)))
 
 

@@ -51,8 +51,18 @@ def test_a_page_that_was_emptied_is_made_again(coins: Path) -> None:
     assert str(coins) not in page.read_text(), "a page names no place on this machine"
     page.write_text("")
     again = command("run", "toy", "--scale", "small", cwd=coins)
-    assert "2 notebooks executed" in again.stdout, "it and the page that shows it"
+    assert "1 notebooks executed" in again.stdout, "its records are as they were"
     assert "cells" in page.read_text()
+
+
+def test_records_that_are_made_again_are_shown_again(coins: Path) -> None:
+    results, record = coins / "runs/toy/small/results.ipynb", coins / "runs/toy/small/none/fair/0"
+    first, before = results.read_bytes(), (record / "run.json").read_text()
+    (record / "predictions.jsonl").write_text("")
+    again = command("run", "toy", "--scale", "small", cwd=coins)
+    assert "2 notebooks executed" in again.stdout, again.stdout + again.stderr
+    assert (record / "run.json").read_text() != before
+    assert results.read_bytes() != first
 
 
 def test_it_is_compared_with_its_paper(coins: Path) -> None:
