@@ -61,7 +61,8 @@ def test_claims_gives_every_verdict_and_leaves_a_record_that_is_current() -> Non
     shown = CliRunner().invoke(cli.app, ["claims", "reasons"])
     assert shown.exit_code == 0
     for row in claims.recorded("reasons").to_dict("records"):
-        line = next(x for x in shown.output.splitlines() if x.split()[:1] == [row["id"]])
+        name = [row["id"], row["model"]]
+        line = next(x for x in shown.output.splitlines() if x.split()[:2] == name)
         assert line.endswith(f" {row['verdict']}")
     assert path.read_bytes() == before, "`ethalign claims` was run after the last change"
 
