@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -166,9 +166,9 @@ def side_by_side(
 
 def narrow(table: pd.DataFrame) -> pd.DataFrame:
     """``table`` without the levels of its index that tell no two rows apart; one is left."""
-    levels = {name: table.index.get_level_values(name) for name in table.index.names}
-    same = [name for name, values in levels.items() if values.nunique() == 1]
-    return table.droplevel(same[: table.index.nlevels - 1])
+    n = table.index.nlevels
+    same: list[Hashable] = [k for k in range(n) if table.index.get_level_values(k).nunique() == 1]
+    return table.droplevel(same[: n - 1])
 
 
 def _cell(row: dict[Any, Any]) -> str:

@@ -142,7 +142,7 @@ def test_the_papers_figures_stand_beside_the_claims() -> None:
     ],
 )
 def test_the_size_of_a_model_is_read_from_its_name(model: str, size: float) -> None:
-    assert tables.size_of(model) == pytest.approx(size, nan_ok=True)
+    assert records.size_of(model) == pytest.approx(size, nan_ok=True)
 
 
 def test_the_first_figure_has_every_study_and_says_its_numbers(
