@@ -198,7 +198,8 @@ def run(
             job.study.preflight(job.run)
         for job in jobs:
             preflight(job, here=profile is None)
-        left = [job for job in jobs if stale(job)]
+        known: dict[tuple[Path, str], bool] = {}
+        left = [job for job in jobs if stale(job, known)]
         if not left:
             return 0
         for job in left:
@@ -208,15 +209,20 @@ def run(
         return _snakemake(jobs, path, cores or os.cpu_count() or 1, profile)
 
 
-def stale(job: Job) -> bool:
+def stale(job: Job, known: dict[tuple[Path, str], bool]) -> bool:
     """Has a page to be made anew?
 
     If it is not there as it should be, lacks its records, or shows others that will be made anew,
-    which on another machine need not be the same to the last digit.
+    which on another machine need not be the same to the last digit. ``known`` keeps, for the next
+    call, which records are up to date.
     """
-    shown = [job, *job.before().values()]
-    kept = all(one.state() == "keep" for one in shown if one.stage.compute)
-    return not (kept and intact(job.page, page_hash(job)))
+    for one in (job, *job.before().values()):
+        place = one.where, one.stage.name
+        if place not in known:
+            known[place] = not one.stage.compute or one.state() == "keep"
+        if not known[place]:
+            return True
+    return not intact(job.page, page_hash(job))
 
 
 def share(studies: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -261,11 +267,12 @@ def rules(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     points of a sweep the first does it, and the others wait for it and take over what it left.
     """
     found, first, left = [], dict[tuple[str, str], Job](), set[str]()
+    known: dict[tuple[Path, str], bool] = {}
     for job in plan(settings):
         same = job
         if job.stage.compute:
             same = first.setdefault((job.stage.name, job.fingerprint()), job)
-        if stale(job):
+        if stale(job, known):
             left.add(str(job.page))
             point = os.path.relpath(job.runs, settings["runs"])
             found.append(rule(job, point, None if same is job else same))
