@@ -15,16 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from ethalign import (
     code,
     config,
     explorer,
-    models,
     pipeline,
     plots,
     records,
+    reference,
     results,
     sources,
     study,
@@ -39,9 +37,6 @@ GENERATED = BOOK / "_generated"
 #: What the README says of the findings, and the figure that it shows.
 README, FIGURE = ROOT / "README.md", BOOK / "_static" / "effects.svg"
 MARKS = "<!-- findings: written by `ethalign claims` -->\n", "<!-- end of findings -->\n"
-FAULTS = ROOT / "tests" / "faults" / "matrix.yaml"
-SPEED = ROOT / "benchmarks" / "results.json"
-GROWTH = ROOT / "benchmarks" / "growth.json"
 PRINTS = ("ethalign.epub", "ethalign.pdf")
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WORKSHOP = """
@@ -170,8 +165,8 @@ def findings() -> list[Path]:
 
 def _generate(*, whole: bool) -> None:
     """Write what pages include; only in the ``whole`` book what takes all modules to write."""
-    records.write(GENERATED / "parameters.md", parameter_table())
-    records.write(GENERATED / "api.md", api_pages() if whole else "")
+    records.write(GENERATED / "parameters.md", reference.parameter_table())
+    records.write(GENERATED / "api.md", reference.api_pages() if whole else "")
     for name in config.studies():
         records.write(GENERATED / f"{name}-reported.md", tables.reported(name))
         records.write(GENERATED / f"{name}-claims.md", tables.verdicts(name))
@@ -180,10 +175,10 @@ def _generate(*, whole: bool) -> None:
         records.write(GENERATED / f"{name}-variants.md", tables.variants(name))
         records.write(GENERATED / f"{name}-effects.md", effects(name))
     records.write(GENERATED / "effects.md", effects())
-    records.write(GENERATED / "faults.md", fault_table())
-    records.write(GENERATED / "models.md", model_table())
-    records.write(GENERATED / "speed.md", speed_table())
-    records.write(GENERATED / "growth.md", growth())
+    records.write(GENERATED / "faults.md", reference.fault_table())
+    records.write(GENERATED / "models.md", reference.model_table())
+    records.write(GENERATED / "speed.md", reference.speed_table())
+    records.write(GENERATED / "growth.md", reference.growth())
 
 
 def effects(name: str = "") -> str:
@@ -345,98 +340,8 @@ def _inputs() -> str:
     """Everything that the book is made of; what is generated follows from the rest."""
     files = [p for p in BOOK.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     files = [p for p in files if GENERATED not in p.parents or p.name == "toc.yml"]
-    files += [ROOT / "_config.yml", FAULTS, SPEED, GROWTH, *(ROOT / "ethalign").rglob("*.py")]
+    files += [ROOT / "_config.yml", *reference.FILES, *(ROOT / "ethalign").rglob("*.py")]
     files += SAMPLES.glob("*.csv")  # handouts
     files += (ROOT / "configs").rglob("*.yaml")
     files += [p for p in results.RESULTS.rglob("*.json*") if p.is_file()]
     return "".join(f"{os.path.relpath(p, ROOT)} {sources.sha256(p)}\n" for p in sorted(files))
-
-
-def parameter_table() -> str:
-    """Every parameter with type, default, meaning and the stages that read it, in Markdown.
-
-    Parameters that studies share stand first; those that no stage reads are left out.
-    """
-    rows: dict[tuple[str, str, str, str], list[str]] = {}
-    for owner in study.everything():
-        for name, kind, default, about in config.parameters(owner.run):
-            keys = [s.name for s in owner.stages if config.within(name, (*s.reads, *s.handles))]
-            if keys:
-                shown = "" if default == "" else f"`{json.dumps(default, default=str)}`"
-                row = (name, kind, shown, about)
-                rows.setdefault(row, []).append(f"{owner.name}: {', '.join(keys)}")
-    body = [
-        (f"`{name}`", kind, shown, _plain(about), "; ".join(readers))
-        for (name, kind, shown, about), readers in sorted(rows.items(), key=lambda r: r[0][0])
-    ]
-    return tables.markdown(["parameter", "type", "default", "meaning", "read by"], body)
-
-
-def fault_table() -> str:
-    """Every fault that the tests provoke, where it strikes, and what becomes of it."""
-    heads = ["what goes wrong", "where", "what happens", "the same in the end"]
-    same = {True: "yes", False: "no", None: ""}
-    rows = [
-        (records.plain(row["fault"]), row["stage"], row["outcome"], same[row["equal"]])
-        for row in config.read_yaml(FAULTS).values()
-    ]
-    return tables.markdown(heads, rows)
-
-
-def speed_table() -> str:
-    """Every recorded benchmark in Markdown: ours, the peer, their ratio with its spread, how."""
-    rows = []
-    for row in json.loads(SPEED.read_text(encoding="utf-8")):
-        spread = "" if row["low"] is None else f" [{row['low']:.2g}, {row['high']:.2g}]"
-        sides = (f"{row[side]:.3g} {row['unit']}" for side in ("ours", "peer"))
-        rows.append((row["benchmark"], *sides, f"{row['ratio']:.2g}{spread}", row["conditions"]))
-    return tables.markdown(["benchmark", "here", "peer", "times better", "conditions"], rows)
-
-
-def growth() -> str:
-    """The figure of how scoring grows, with the ends of each curve in words."""
-    table, said = pd.DataFrame(json.loads(GROWTH.read_text(encoding="utf-8"))), []
-    for along, part in table.groupby("along", sort=False):
-        ends = (
-            f"{row['size']:,} in {row['seconds']:.0f} s and {row['memory']:.1f} GB"
-            for row in part.iloc[[0, -1]].to_dict("records")
-        )
-        said.append(f"{along}: {', '.join(ends)}")
-    plots.style()
-    return plots.svg(plots.growth(table), f"Growth of scoring. {'; '.join(said)}.") + "\n"
-
-
-def model_table() -> str:
-    """Every packaged model: what was packed, in which packages, and by which hash it is known."""
-    rows = [
-        (
-            f"`{name}`",
-            f"`{spec.upstream}`",
-            f"`{spec.wheel.format(part=f'1…{spec.parts}')}`",
-            f"{'the joined file' if spec.parts > 1 else 'the wheel'}: `{spec.sha256}`",
-            spec.licence,
-            _plain(spec.about),
-        )
-        for name, spec in models.PACKAGED.items()
-        if spec.wheel
-    ]
-    return tables.markdown(["id", "model", "package", "SHA-256", "licence", "what it is"], rows)
-
-
-def _plain(text: str) -> str:
-    """Text with its angle brackets and bars as text, for a cell of a table."""
-    return text.replace("<", "&lt;").replace(">", "&gt;").replace("|", "\\|")
-
-
-def api_pages() -> str:
-    """Every module with the first sentence of its docstring, then their members by autodoc."""
-    table, pages = [], []
-    for path in sorted((ROOT / "ethalign").rglob("*.py"), key=lambda p: (len(p.parts), p)):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if path.stem != "__init__":
-            first = re.match(r'"""(.*?)(?:\.\s|\.?\n\n|\.?""")', path.read_text(), re.S)
-            about = " ".join(first[1].split()) + "." if first else ""
-            table.append((f"{{py:mod}}`{name}`", _plain(about)))
-            pages += ["", f"## {name.removeprefix('ethalign.')}", ""]
-            pages += ["```{eval-rst}", f".. automodule:: {name}", "```"]
-    return tables.markdown(["module", "in a word"], table) + "\n".join(pages) + "\n"

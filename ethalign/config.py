@@ -194,15 +194,10 @@ class Endpoint(Section):
     retries: int = Field(5, ge=0, description="tries after 429, 5xx, time-outs, broken answers")
 
     @property
-    def serves(self) -> bool:
-        """Does the server go on with texts as a model on this machine would?"""
-        url, api = self.url, self.api
-        return url is not None and api == "completions"
-
-    @property
     def server(self) -> Self | None:
-        """Itself, if it serves."""
-        return self if self.serves else None
+        """Itself, if it goes on with texts as a model on this machine would."""
+        url, api = self.url, self.api
+        return self if url is not None and api == "completions" else None
 
     @field_validator("url", "key_env")
     @classmethod

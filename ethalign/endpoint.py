@@ -32,7 +32,7 @@ LARGEST = 8 * 2**20
 
 def check(settings: Endpoint, *, tuned: bool) -> None:
     """Refuse (UserError) to tune what another machine holds."""
-    if settings.serves and tuned:
+    if settings.server and tuned:
         raise UserError(
             "a model behind an endpoint cannot be tuned from here; choose variants without tuning,"
             " such as --variant pretrained, zero-shot or unaligned."
@@ -288,6 +288,8 @@ class Served(Client):
                 told = choice["logprobs"]
                 found.append((choice["text"], told["tokens"], told["token_logprobs"]))
                 _sum(told["token_logprobs"], len(told["tokens"]))
+                if not told["tokens"]:  # an end alone is a token, too
+                    raise ValueError("how probable an empty text is")
             if len(found) != samples:
                 raise ValueError("another number of texts than asked for")
             return found

@@ -297,7 +297,6 @@ def rule(job: Job, point: str = ".", same: Job | None = None) -> dict[str, Any]:
         "name": re.sub(r"\W", "_", "_".join(parts)),
         "input": [str(j.page) for j in (*job.before().values(), *([same] if same else []))],
         "output": str(job.page),
-        "depends": page_hash(job),
         "alone": job.stage.alone,
         "gpu": int(on_gpu(job)),
         "call": shlex.join(call),

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from sphinx.application import Sphinx
 
-from ethalign import book, claims, config, models, records, study, tables
+from ethalign import book, claims, config, models, records, reference, study, tables
 from ethalign.config import ROOT
 
 needs_chromium = pytest.mark.skipif(
@@ -101,7 +101,7 @@ def test_prose_quotes_recorded_numbers(texts: dict[str, str]) -> None:
 
 
 def test_every_module_is_in_the_reference() -> None:
-    page = book.api_pages()
+    page = reference.api_pages()
     for path in (ROOT / "ethalign").rglob("*.py"):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if path.stem != "__init__":
@@ -137,8 +137,8 @@ def test_in_class_outputs_wait_for_the_guess(
 
 
 def test_every_benchmark_is_told_with_its_conditions() -> None:
-    rows = json.loads(book.SPEED.read_text(encoding="utf-8"))
-    table = book.speed_table().splitlines()
+    rows = json.loads(reference.SPEED.read_text(encoding="utf-8"))
+    table = reference.speed_table().splitlines()
     assert len(table) == len(rows) + 2
     for row, line in zip(rows, table[2:], strict=True):
         assert row["benchmark"] in line
@@ -147,7 +147,7 @@ def test_every_benchmark_is_told_with_its_conditions() -> None:
 
 
 def test_the_growth_of_scoring_is_told_to_its_ends() -> None:
-    page, rows = book.growth(), json.loads(book.GROWTH.read_text(encoding="utf-8"))
+    page, rows = reference.growth(), json.loads(reference.GROWTH.read_text(encoding="utf-8"))
     for along in {row["along"] for row in rows}:
         sizes = [row["size"] for row in rows if row["along"] == along]
         assert sizes == sorted(sizes)
@@ -160,7 +160,7 @@ def test_the_growth_of_scoring_is_told_to_its_ends() -> None:
 
 def test_the_origin_of_every_packaged_model_is_told() -> None:
     """A table of six columns; of each model the packages, the hash and whose model it is."""
-    (_, _, *lines), wanted = book.model_table().splitlines(), models.PACKAGED
+    (_, _, *lines), wanted = reference.model_table().splitlines(), models.PACKAGED
     told = {line.split("`")[1]: line for line in lines}
     assert {*told} == {name for name, spec in wanted.items() if spec.wheel}
     for name, line in told.items():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from ethalign import book, config, study
+from ethalign import config, reference, study
 from ethalign.config import UserError
 
 
@@ -136,9 +136,9 @@ def test_every_parameter_has_a_meaning_that_stands_by_itself(name: str) -> None:
 
 
 def test_markup_in_a_meaning_is_shown_and_not_followed() -> None:
-    shown = html.unescape(MarkdownIt().enable("table").render(book.parameter_table()))
+    shown = html.unescape(MarkdownIt().enable("table").render(reference.parameter_table()))
     assert "write <s> into the text" in shown
-    assert "&lt;s&gt; into" in MarkdownIt().enable("table").render(book.parameter_table())
+    assert "&lt;s&gt; into" in MarkdownIt().enable("table").render(reference.parameter_table())
 
 
 def test_paper_scales_hold_the_authors_settings() -> None:

@@ -574,7 +574,9 @@ def test_samples_from_a_server_differ_follow_the_seed_and_are_undistorted(
     assert {tuple(body[key] for key in told) for body in server.bodies} == {(4, 1, 1, -1, 0, 1)}
 
 
-@pytest.mark.parametrize("values", [[None, -1.0], [None, math.nan, -1.0], [None, 0.5, -1.0], None])
+@pytest.mark.parametrize(
+    "values", [[None, -1.0], [None, math.nan, -1.0], [None, 0.5, -1.0], [], None]
+)
 def test_what_no_server_of_texts_may_tell_is_refused(
     twins: tuple[models.Loaded, models.Loaded], server: Server, values: list[Any] | None
 ) -> None:
@@ -582,16 +584,19 @@ def test_what_no_server_of_texts_may_tell_is_refused(
     loaded = twins[1]
     with pytest.raises(UserError, match="gave no log-probabilities of a prompt for random-tiny"):
         scoring.choice_logprobs(loaded.model, loaded.tokenizer, ["Lying is"], [" no"])
+    server.complete = lambda body: [
+        {"text": "", "logprobs": {"token_logprobs": values, "tokens": ["a"] * len(values or ())}}
+    ]
     with pytest.raises(UserError, match="gave no texts with tokens for random-tiny"):
         generation.write(loaded.model, loaded.tokenizer, ["Lying is"], max_new_tokens=2)
 
 
 @pytest.mark.parametrize(
-    ("name", "variant", "stages"),
+    ("name", "variant", "files"),
     [
-        ("reasons", "pretrained", ("evaluate",)),
-        ("ambiguity", "zero-shot", ("evaluate",)),
-        ("honesty", "unaligned", ("knowledge", "evaluate")),
+        ("reasons", "pretrained", ["predictions"]),
+        ("ambiguity", "zero-shot", ["predictions"]),
+        ("honesty", "unaligned", ["predictions", "greedy"]),
     ],
 )
 def test_a_study_by_a_served_model_has_the_predictions_of_a_local_one(
@@ -600,7 +605,7 @@ def test_a_study_by_a_served_model_has_the_predictions_of_a_local_one(
     tmp_path: Path,
     name: str,
     variant: str,
-    stages: tuple[str, ...],
+    files: list[str],
 ) -> None:
     away = {
         "endpoint.url": server.url,
@@ -611,17 +616,13 @@ def test_a_study_by_a_served_model_has_the_predictions_of_a_local_one(
     found: list[dict[str, list[Any]]] = []
     for settings in ({}, away):
         folder = tmp_path / ("served" if settings else "here")
-        for stage in stages:
-            own = variant if stage == "evaluate" else stage
-            job = study.job(name, stage, own, "smoke", 0, settings, folder)
-            job.study.preflight(job.run)
-            assert job.compute(make=True) == "anew"
+        job = study.job(name, "evaluate", variant, "smoke", 0, settings, folder)
+        assert job.compute(make=True) == "anew"
         rows = {p.name: records.read_rows(p) for p in job.where.parents[1].rglob("*.jsonl")}
         found.append(rows)
     here, there = found
     assert server.bodies
-    names = {"reasons": ["predictions"], "ambiguity": ["predictions"]}
-    for file in names.get(name, ["predictions", "greedy"]):
+    for file in files:
         pairs = zip(here[f"{file}.jsonl"], there[f"{file}.jsonl"], strict=True)
         for one, two in pairs:
             assert one.keys() == two.keys()

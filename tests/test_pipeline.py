@@ -23,7 +23,7 @@ from conftest import command, offline
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ethalign import book, config, pipeline, records, results, study
+from ethalign import config, pipeline, records, reference, results, study
 from ethalign.config import ROOT, UserError
 
 VARIANTS = ["pretrained", "L", "L-leak-free", "LR", "R-then-L", "shuffled"]
@@ -375,7 +375,7 @@ def test_committed_results_match_code_data_and_parameters(mirror: Path) -> None:
 
 
 def test_parameter_table_lists_every_parameter_and_who_reads_it() -> None:
-    table = book.parameter_table()
+    table = reference.parameter_table()
     for name in config.studies():
         for key, *_ in config.parameters(study.find(name).run):
             assert f"`{key}`" in table or key in ("study", "variant", "scale", "seed")

@@ -59,7 +59,7 @@ def respondent(run: Run, tuned: Path | None, kept: Path | None = None) -> Loaded
 
     The answers of a server are ``kept`` one by one.
     """
-    if not run.endpoint.serves and run.endpoint.url:
+    if not run.endpoint.server and run.endpoint.url:
         return endpoint.Client(run.endpoint, run.model.id, kept)
     adapter = tuned and tuned / "adapter"
     return tuning.with_adapter(run.model, adapter, seed=run.seed, server=run.endpoint.server)

@@ -24,7 +24,7 @@ def preflight(run: Run) -> None:
     data.splits(run)
     endpoint.check(run.endpoint, tuned=run.tuning.enabled)
     tuned = run.tuning.enabled or run.votes.target == "verbalised"
-    chat = run.endpoint.url and not run.endpoint.serves
+    chat = run.endpoint.url and not run.endpoint.server
     if chat and (tuned or run.prompt.template != "plain"):
         wanted = "prompt.template=plain and --variant zero-shot"
         raise UserError(f"a model behind an endpoint is asked as it is; choose {wanted}.")

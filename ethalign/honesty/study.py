@@ -41,7 +41,7 @@ def preflight(run: Run) -> None:
     data.tests(run)
     endpoint.check(run.endpoint, tuned=run.tuning.enabled)
     for name in (run.model.id, run.honesty.checkpoint):
-        if name and not run.endpoint.serves:
+        if name and not run.endpoint.server:
             models.known(name)
     if run.honesty.judge == "endpoint":
         endpoint.Client(run.endpoint, run.honesty.judge_model)

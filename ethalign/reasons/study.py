@@ -27,7 +27,7 @@ def preflight(run: Run) -> None:
             "a label that comes after a reason is scored behind the model's own; let it write"
             " (evaluation.generate, evaluation.limit_generate), or choose other variants."
         )
-    if run.endpoint.url and not run.endpoint.serves:
+    if run.endpoint.url and not run.endpoint.server:
         raise UserError("a server takes part here with endpoint.api=completions alone.")
     endpoint.check(run.endpoint, tuned=run.tuning.enabled)
 
