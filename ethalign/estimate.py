@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -97,10 +98,11 @@ def memory(run: Run, found: Shape, dtype: str, *, training: bool) -> tuple[float
 def hours(job: Job, total: int, device: str) -> tuple[float, str] | None:
     """Hours that a job would take on a device, and by which record; None if nothing was measured.
 
-    By the same stage and variant of one's own runs or of the committed results, in proportion to
-    rows and parameters.
+    By the same stage and variant of one's own runs or of the committed results, of the model
+    nearest in size, in proportion to rows and parameters.
     """
     stage, work = job.stage.name, job.study.work
+    found: list[tuple[float, float, str]] = []
     for home in (job.runs, ROOT / "results"):
         for path in sorted((home / job.study.name).glob(f"*/*/{job.run.variant}/*/run.json")):
             facts = records.stages(path.parent).get(stage, {})
@@ -109,10 +111,10 @@ def hours(job: Job, total: int, device: str) -> tuple[float, str] | None:
                 continue
             then = job.study.run.model_validate(read_yaml(path.parent / "config.yaml"))
             if rows := work(then, stage):
-                each = facts["seconds"] / rows / shape(then.model).total
-                spent = each * work(job.run, stage) * total / 3600
-                return spent, f"{used['id']} on {used['device']}"
-    return None
+                times = total / shape(then.model).total
+                spent = facts["seconds"] / rows * work(job.run, stage) * times / 3600
+                found.append((abs(math.log(times)), spent, f"{used['id']} on {used['device']}"))
+    return min(found, key=lambda record: record[0])[1:] if found else None
 
 
 def _kind(device: str) -> str:

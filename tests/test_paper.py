@@ -323,7 +323,7 @@ def test_a_model_that_is_not_given_is_a_sentence(
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(
     family: Any, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(family("bert"), tmp_path / "other")
+    folder = shutil.copytree(family("llama3"), tmp_path / "other")
     large = json.loads((folder / "tokenizer.json").read_text())
     large["model"]["vocab"] |= {f"word{k}": 1000 + k for k in range(900)}
     (folder / "tokenizer.json").write_text(json.dumps(large))
@@ -437,7 +437,7 @@ def test_a_dry_run_says_what_is_needed_and_refuses_what_cannot_fit(
     tune, score = (line for line in said.splitlines() if "6.7 billion" in line)
     assert "reasons finetune L 0" in tune
     assert re.search(
-        r" 5\.\d to 1\d\.\d GB of 24; [\d.e+]+ h as smollm2-135m-instruct on cpu", tune
+        r" 5\.\d to 1\d\.\d GB of 24; [\d.e+]+ h as qwen2\.5-coder-[\d.]+b-instruct on cpu", tune
     )
     assert "reasons evaluate L 0" in score
     assert "not pinned" not in said
@@ -460,6 +460,7 @@ def test_hours_are_those_of_the_record_where_the_run_is_the_same(mirror: Path) -
     found = estimate.hours(done, total, "cpu")
     assert found is not None
     assert found[0] == pytest.approx(facts["seconds"] / 3600)
+    assert "smollm2-135m-instruct" in found[1], "larger models have records too"
     assert estimate.hours(done, total, "NVIDIA H200") is None, "nothing was measured there"
 
 
