@@ -7,13 +7,15 @@
 Both sides of a comparison run alternately, each in a fresh process, with the same model, rows and
 batch size. Rows go to ``benchmarks/results.json``; a ratio above 1 means that ours is better, and
 its interval spans the repetitions. How scoring grows goes to
-``benchmarks/growth.json``. Times on a busy machine say nothing: leave it alone meanwhile.
+``benchmarks/growth.json``, and where the time of a whole book goes to ``benchmarks/times.json``.
+Times on a busy machine say nothing: leave it alone meanwhile.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -511,17 +513,40 @@ def start_benchmark() -> Any:
 
 
 def memory_benchmark() -> Any:
-    """Largest memory while the book is made at scale tiny, all processes; the limit is 6 GB."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Largest memory while the book is made at scale tiny, all processes; the limit is 6 GB.
+
+    Where the time goes is written beside.
+    """
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as said:
         call = [sys.executable, "-m", "ethalign.cli", "book", "--runs", folder]
         clock = time.perf_counter()
-        child = subprocess.Popen(call)
+        child = subprocess.Popen(call, stderr=said)
         peak = watch(child) / 1e9
         seconds = time.perf_counter() - clock
+        said.seek(0)
+        told = said.read()
     if child.returncode:
-        raise RuntimeError("the book was not made")
+        raise RuntimeError(f"the book was not made:\n{told[-2000:]}")
+    records.write(HERE / "times.json", times(told, seconds))
     how = f"every study at tiny and the book, {seconds:.0f} s; unique memory of all processes"
     return row("memory", peak, 6.0, 6 / peak, None, None, "GB", f"{how}; peer: the limit")
+
+
+def times(told: str, whole: float) -> list[dict[str, Any]]:
+    """Where the time went: seconds of all notebooks of a stage, and of the pages around them.
+
+    Notebooks run two at a time, so that they add up to more than the time that passes.
+    """
+    found: dict[str, list[int]] = {}
+    for stage, seconds in re.findall(r"< ([^_\s]+_[^_\s:]+)\S*: (\d+) s$", told, re.M):
+        found.setdefault(stage.replace("_", ", "), []).append(int(seconds))
+    running = max(int(at) for at in re.findall(r"^ *(\d+) s .*< ", told, re.M))
+    rows = [
+        {"part": part, "notebooks": len(each), "seconds": sum(each)}
+        for part, each in sorted(found.items(), key=lambda item: -sum(item[1]))
+    ]
+    rows.append({"part": "findings and pages", "notebooks": 0, "seconds": round(whole - running)})
+    return [*rows, {"part": "time passed", "notebooks": 0, "seconds": round(whole)}]
 
 
 def watch(child: subprocess.Popen[bytes]) -> int:

@@ -179,6 +179,7 @@ def _generate(*, whole: bool) -> None:
     records.write(GENERATED / "models.md", reference.model_table())
     records.write(GENERATED / "speed.md", reference.speed_table())
     records.write(GENERATED / "growth.md", reference.growth())
+    records.write(GENERATED / "times.md", reference.times())
 
 
 def effects(name: str = "") -> str:

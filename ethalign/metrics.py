@@ -77,17 +77,6 @@ def kappa(first: Items, second: Items) -> float:
     return float(cohen_kappa_score(first, second))
 
 
-def macro_f1(predicted: Items, gold: Items, *, seed: int, draws: int = 1000) -> Estimate:
-    """``f1`` over the labels that occur as gold, with a bootstrap interval.
-
-    A label that is never predicted has F1 0; one that is only predicted counts as an error.
-    """
-    labels = sorted(set(gold))
-    first = np.array([labels.index(p) if p in labels else -1 for p in predicted], dtype=int)
-    second = np.array([labels.index(g) for g in gold], dtype=int)
-    return bootstrap(lambda p, g: f1(p, g, len(labels)), first, second, seed=seed, draws=draws)
-
-
 def f1(predicted: Ints, gold: Ints, k: int, *, unseen: bool = False) -> float:
     """Macro F1: the unweighted mean of 2 hits / (predicted + gold) of each class.
 

@@ -11,9 +11,11 @@ from ethalign import config, models, plots, records, study, tables
 from ethalign.config import ROOT
 
 FAULTS = ROOT / "tests" / "faults" / "matrix.yaml"
-SPEED, GROWTH = (ROOT / "benchmarks" / f"{name}.json" for name in ("results", "growth"))
+SPEED, GROWTH, TIMES = (
+    ROOT / "benchmarks" / f"{name}.json" for name in ("results", "growth", "times")
+)
 #: Files that these pages tell, beside the package itself.
-FILES = (FAULTS, SPEED, GROWTH)
+FILES = (FAULTS, SPEED, GROWTH, TIMES)
 
 
 def parameter_table() -> str:
@@ -68,6 +70,13 @@ def growth() -> str:
         said.append(f"{along}: {', '.join(ends)}")
     plots.style()
     return plots.svg(plots.growth(table), f"Growth of scoring. {'; '.join(said)}.") + "\n"
+
+
+def times() -> str:
+    """Where the time of a whole book goes, in Markdown: notebooks and seconds of each part."""
+    rows = json.loads(TIMES.read_text(encoding="utf-8"))
+    told = [(row["part"], row["notebooks"] or "", f"{row['seconds']:,}") for row in rows]
+    return tables.markdown(["part", "notebooks", "seconds"], told)
 
 
 def model_table() -> str:

@@ -119,8 +119,10 @@ def comparison(name: str, rows: pd.DataFrame, path: str | None = None) -> pd.Dat
         told = zip(table["value_reported"], table["unit"], strict=True)
         page = pd.DataFrame({"paper": table["row"]})
         # By the paper's own name: what people judged there a judge may judge here.
-        what = zip(table["dataset"], table["metric"].str.replace("_", " "), strict=True)
-        page["measure"] = [f"{word(name, data)}, {metric}" for data, metric in what]
+        what = zip(table["dataset"], table["metric"], strict=True)
+        page["measure"] = [
+            f"{word(name, d)}, {WORDS.get(m, m.replace('_', ' '))}" for d, m in what
+        ]
         page["reported"] = [metrics.shown(value, unit) for value, unit in told]
         page["ours"] = [_cell(row) for row in table.to_dict("records")]
         page["verdict"] = table["verdict"]  # early, where a narrow screen shows it

@@ -158,6 +158,18 @@ def test_the_growth_of_scoring_is_told_to_its_ends() -> None:
     assert "<img " in page
 
 
+def test_where_the_time_goes_is_told() -> None:
+    rows = json.loads(reference.TIMES.read_text(encoding="utf-8"))
+    table = reference.times().splitlines()[2:]
+    assert len(table) == len(rows)
+    for row, line in zip(rows, table, strict=True):
+        assert row["part"] in line
+        assert f"{row['seconds']:,}" in line
+    spent = {row["part"]: row["seconds"] for row in rows}
+    whole = spent.pop("time passed")
+    assert 0.9 * whole <= sum(spent.values()) <= 2 * whole, "two notebooks at a time"
+
+
 def test_the_origin_of_every_packaged_model_is_told() -> None:
     """A table of six columns; of each model the packages, the hash and whose model it is."""
     (_, _, *lines), wanted = reference.model_table().splitlines(), models.PACKAGED

@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pages
 import pandas as pd
@@ -129,27 +131,27 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture(scope="module")
-def built(planted: Path) -> Path:
-    """A book of these pages, and of the explorer's."""
+def bound(planted: Path, builder: str) -> Path:
+    """A book of these pages, and of the explorer's, by a builder of Sphinx; its folder."""
     book = planted / "book"
     (book / "start.md").write_text("# Start\n")
     made = sorted(book.glob("_runs/*/*.ipynb")) + [book / n / "explorer.md" for n in SHOWN]
     names = [{"file": str(path.relative_to(book).with_suffix(""))} for path in made]
     toc = {"format": "jb-book", "root": "start", "chapters": names}
     records.write(book / "toc.yml", toc)
-    call = [
-        str(Path(sys.executable).parent / "jupyter-book"),
-        "build",
-        "book",
-        "--config",
-        "_config.yml",
-    ]
-    call += ["--toc", str(book / "toc.yml"), "--path-output", ".", "--quiet"]
+    call = [str(Path(sys.executable).parent / "jupyter-book"), "build", "book", "--quiet"]
+    call += ["--config", "_config.yml", "--toc", str(book / "toc.yml"), "--path-output", "."]
+    call += [] if builder == "html" else ["--builder", "custom", "--custom-builder", builder]
     environment = {**os.environ, "PYTHONPATH": str(planted)}
     done = subprocess.run(call, cwd=planted, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return planted / "_build" / "html"
+    return planted / "_build" / builder
+
+
+@pytest.fixture(scope="module")
+def built(planted: Path) -> Path:
+    """The book as pages of a browser."""
+    return bound(planted, "html")
 
 
 def test_tables_of_pages_hold_words_and_no_elements_of_theirs(planted: Path) -> None:
@@ -190,4 +192,26 @@ def test_a_browser_shows_words_as_they_are_and_does_nothing_they_say(
                 assert all(whole for whole, _ in counts.values()), (path, counts)
             else:
                 seen |= {mark for mark, (whole, _) in counts.items() if whole}
+    assert seen == {*MARKS}
+
+
+@pytest.mark.slow
+def test_an_epub_shows_words_as_they_are(planted: Path) -> None:
+    """Read as XML, as devices read it: it is well formed, and no element comes from a text."""
+    (book,) = bound(planted, "epub").glob("*.epub")
+    seen = set[str]()
+    with zipfile.ZipFile(book) as archive:
+        for name in (n for n in archive.namelist() if n.endswith(".xhtml")):
+            page = ElementTree.fromstring(archive.read(name))
+            for element in page.iter():
+                assert not [key for key in element.attrib if key.startswith("on")], name
+                link = element.get("href", element.get("src", ""))
+                assert not link.startswith("javascript:"), (name, link)
+                assert "x.org" not in link, (name, link)
+            body = page.find("{*}body")
+            assert body is not None
+            text = " ".join("".join(body.itertext()).split())
+            for mark in MARKS:
+                assert text.count(mark) == text.count(sign_of(mark)), (name, mark)
+                seen |= {mark} if mark in text else set()
     assert seen == {*MARKS}
