@@ -156,7 +156,7 @@ def effects(table: pd.DataFrame) -> Figure:
     import matplotlib.pyplot as plt
 
     panels = list(table.groupby("claim", sort=False))
-    figure, grid = plt.subplots(len(panels), 1, figsize=(6, 2.3 * len(panels)), squeeze=False)
+    figure, grid = plt.subplots(len(panels), 1, figsize=(4.6, 2.4 * len(panels)), squeeze=False)
     looks: dict[Any, dict[str, Any]] = {
         "paper": {"fmt": "s", "color": "#D55E00", "mfc": "white", "label": "printed in the paper"},
         "here": {"fmt": "o", "color": "#0072B2", "label": "run here"},
@@ -167,17 +167,21 @@ def effects(table: pd.DataFrame) -> Figure:
             y, low, high = (scale * rows[key] for key in ("difference", "low", "high"))
             error = np.array([y - low, high - y]).clip(min=0)
             axes.errorbar(rows["size"], y, yerr=error, capsize=3, **looks[source])
-            # Neighbours in turn above and below, so that their names do not meet.
-            for k, (x, at, name) in enumerate(zip(rows["size"], y, rows["label"], strict=True)):
-                place = {"textcoords": "offset points", "xytext": (6, (5, -12)[k % 2])}
+            # Names stand above the bars, and beside them where models are of one size.
+            for x, at, top, name in zip(
+                rows["size"], y, high.fillna(y), rows["label"], strict=True
+            ):
+                alone, better = (rows["size"] == x).sum() == 1, at == y[rows["size"] == x].max()
+                place: dict[str, Any] = {"xytext": (0, 5) if alone else (7, 2 if better else -9)}
+                place |= {"textcoords": "offset points", "ha": "center" if alone else "left"}
                 told = name.split()[-1] if source == "here" else name
-                axes.annotate(told, (x, at), fontsize="small", **place)
+                axes.annotate(told, (x, top if alone else at), fontsize="small", **place)
         axes.axhline(0, color="black", linewidth=1)
         unit = "points" if scale == 100 else str(part["unit"].iloc[0])
-        axes.set(xscale="log", xlim=(7e7, 6e11), ylabel=f"for the claim\n({unit})")
+        axes.set(xscale="log", xlim=(7e7, 6e11), ylabel=f"{unit} for the claim")
         axes.set_xticks([1e8, 1e9, 1e10, 1e11], ["100M", "1B", "10B", "100B"])
-        axes.set_title("\n".join(textwrap.wrap(str(part["claim"].iloc[0]), 56)), fontsize="medium")
-        axes.margins(y=0.25)
+        axes.set_title("\n".join(textwrap.wrap(str(part["claim"].iloc[0]), 42)), fontsize="medium")
+        axes.margins(y=0.3)
     axes.set_xlabel("parameters of the model")
     shown: dict[str, Any] = {}
     for axes in grid.flat:
@@ -229,10 +233,14 @@ def drawing(figure: Figure, **how: Any) -> bytes:
 
 
 def svg(figure: Figure, alt: str) -> str:
-    """A figure as an element of a page: sharp at any size, scrolling where a screen is narrow."""
+    """A figure as an element of a page: sharp at any size.
+
+    Where a screen is narrow a wide figure scrolls, and one of less than five inches shrinks.
+    """
     data = base64.b64encode(drawing(figure)).decode()
     image = f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
-    return f'<div class="figure" tabindex="0">{image}</div>'
+    size = "figure slim" if figure.get_figwidth() < 5 else "figure"
+    return f'<div class="{size}" tabindex="0">{image}</div>'
 
 
 def slider(label: str, states: Sequence[tuple[str, Figure, str]], start: int = 0) -> str:
