@@ -34,6 +34,8 @@ from ethalign.study import Job
 
 BOOK = ROOT / "book"
 GENERATED = BOOK / "_generated"
+#: What stands on the cover of an output in the edition for class.
+COVER = {"code_prompt_show": "Show the output", "code_prompt_hide": "Hide the output"}
 #: What the README says of the findings, and the figure that it shows.
 README, FIGURE = ROOT / "README.md", BOOK / "_static" / "effects.svg"
 MARKS = "<!-- findings: written by `ethalign claims` -->\n", "<!-- end of findings -->\n"
@@ -253,8 +255,10 @@ def collect(jobs: Sequence[Job], *, covered: bool = False) -> None:
             _announce(page, job)
             for cell in page["cells"] if covered else ():
                 if cell.get("outputs"):
-                    tags = cell["metadata"].get("tags", [])
-                    cell["metadata"] = {**cell["metadata"], "tags": [*tags, "hide-output"]}
+                    known = cell["metadata"]
+                    shown = {**known.get("mystnb", {}), **COVER}
+                    tags = [*known.get("tags", []), "hide-output"]
+                    cell["metadata"] = {**known, "tags": tags, "mystnb": shown}
         records.write(target / f"{name}.ipynb", json.dumps(page, indent=1) + "\n")
     wanted = {target / f"{name}.ipynb" for name in found}
     for left in set(target.glob("*/*.ipynb")) - wanted - set(target.glob("*/findings.ipynb")):

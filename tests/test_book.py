@@ -134,6 +134,8 @@ def test_in_class_outputs_wait_for_the_guess(
         assert {key for key, told in tags.items() if "hide-output" in told} == (
             {code[-1]["id"]} if covered else set()
         )
+        told = {c["id"]: c["metadata"].get("mystnb", {}) for c in page["cells"]}[code[-1]["id"]]
+        assert (told.get("code_prompt_show") == "Show the output") == covered, "not: the code"
 
 
 def test_every_benchmark_is_told_with_its_conditions() -> None:
