@@ -18,6 +18,7 @@ WIDE = 8
 SPAN = ("difference", "low", "high", "unit")
 # What means the same in every study.
 WORDS = {
+    "primary": "the claims of the abstract",
     "auc": "AUC",
     "auroc": "AUROC",
     "macro_f1": "macro-F1",
@@ -182,6 +183,12 @@ def word(name: str, key: str) -> str:
     return study.find(name).words.get(key, WORDS.get(key, key.replace("_", " ")))
 
 
+def heading(name: str, family: str) -> str:
+    """What stands above the claims of a family, in Markdown."""
+    told = word(name, family)
+    return f"**{told[:1].upper()}{told[1:]}**\n\n"
+
+
 def signed(value: float, unit: str) -> str:
     """A difference with its sign; of shares in points."""
     text = metrics.shown(value, unit).replace("-", "\N{MINUS SIGN}")
@@ -252,7 +259,7 @@ def verdicts(name: str, scale: str = "small") -> str:
         # Each claim has an address that lasts; of several models the first row has it.
         links = ids.map('<a id="claim-{0}" href="#claim-{0}" title="Link to {0}">#</a> '.format)
         told["claim"] = links.where(~ids.duplicated(), "").to_numpy() + told["claim"]
-        parts.append(f"**{family}**\n\n{markdown([*told], told.to_numpy().tolist())}")
+        parts.append(heading(name, family) + markdown([*told], told.to_numpy().tolist()))
     return "\n".join(parts)
 
 
