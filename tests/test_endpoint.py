@@ -23,6 +23,7 @@ from ethalign import (
     endpoint,
     generation,
     models,
+    pipeline,
     records,
     scoring,
     study,
@@ -612,6 +613,9 @@ def test_a_study_by_a_served_model_has_the_predictions_of_a_local_one(
         "endpoint.api": "completions",
         "endpoint.per_minute": 100_000,
         "endpoint.concurrent": 2,
+        # A name that only the server knows: no page may look for it here.
+        "model.id": "some-model",
+        "model.tokenizer": "random-tiny",
     }
     found: list[dict[str, list[Any]]] = []
     for settings in ({}, away):
@@ -629,6 +633,11 @@ def test_a_study_by_a_served_model_has_the_predictions_of_a_local_one(
             for key, value in one.items():
                 close = isinstance(value, float)
                 assert two[key] == (pytest.approx(value, abs=2e-4) if close else value), key
+    # The pages too, with their lessons on single tokens, whose logits no server shows.
+    for one in (*job.before().values(), job):
+        values = {"scale": "smoke", "runs": str(folder), "overrides": away}
+        values |= {"variant": variant} if one.stage.variant is None else {}
+        pipeline.execute(pipeline.notebook_of(one), tmp_path / f"{one.stage.name}.ipynb", values)
 
 
 @pytest.mark.parametrize(
