@@ -12,7 +12,10 @@ import time
 # What it prints belongs on stderr: the last line of stdout is the result.
 result = os.dup(1)
 os.dup2(2, 1)
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+# Every core is for the model; by default one is kept for requests, of which none come.
+cores = os.cpu_count() or 1
+os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+os.environ |= {"OMP_NUM_THREADS": str(cores), "VLLM_CPU_OMP_THREADS_BIND": f"0-{cores - 1}"}
 
 if __name__ == "__main__":
     from vllm import LLM, SamplingParams

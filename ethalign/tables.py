@@ -208,12 +208,19 @@ def towards(table: pd.DataFrame) -> pd.DataFrame:
     return turned
 
 
+def _ran(table: pd.DataFrame) -> pd.DataFrame:
+    """Claims without the models of a run that took part in none of them, unless none did."""
+    took_part = (table["verdict"] != "not run").groupby([table["run"], table["model"]])
+    kept = took_part.transform("any")
+    return table[kept] if kept.any() else table
+
+
 def claims(table: pd.DataFrame, name: str, family: str | None = None) -> pd.DataFrame:
     """Claims of ``claims.assess`` as a page shows them, a row per claim, run and model.
 
     The verdict stands beside the claim, where a narrow screen shows it; plus speaks for the claim.
     """
-    rows = towards(table if family is None else table[table["family"] == family])
+    rows = towards(_ran(table if family is None else table[table["family"] == family]))
     found = rows["n"] > 0
     spans = rows[["difference", "low", "high", "unit"]].to_numpy().tolist()
     pairs = zip(rows["first"], rows["second"], strict=True)
@@ -254,7 +261,7 @@ def verdicts(name: str, scale: str = "small") -> str:
     table = tests.recorded(name, scale)
     parts = []
     for family in table["family"].unique():
-        told, ids = claims(table, name, family), table.loc[table["family"] == family, "id"]
+        told, ids = claims(table, name, family), _ran(table[table["family"] == family])["id"]
         told["verdict"] = told["verdict"].map(term)
         # Each claim has an address that lasts; of several models the first row has it.
         links = ids.map('<a id="claim-{0}" href="#claim-{0}" title="Link to {0}">#</a> '.format)
@@ -319,7 +326,7 @@ def glance(name: str, page: str = "", family: str = "primary") -> str:
     with the address of the ``page`` that has them, links to these.
     """
     table = towards(tests.recorded(name))
-    table, told = table[table["family"] == family], printed(name)
+    table, told = _ran(table[table["family"] == family]), printed(name)
     models = sorted(table["model"].unique(), key=size_of)
     body = []
     for key, rows in table.groupby("id", sort=False):
@@ -384,6 +391,7 @@ def effects(name: str = "") -> pd.DataFrame:
 def answer(name: str) -> str:
     """The headline claim of a study in MyST: the paper's figures for it, and ours."""
     owner, table = study.find(name), tests.recorded(name)
+    table = _ran(table[table["family"] == "primary"])
     told = printed(name).query("id == @owner.headline").to_dict("records")
     theirs = [f"{span(*(row[key] for key in SPAN))} ({row['paper']})" for row in told]
     mine = towards(table[table["id"] == owner.headline]).to_dict("records")
@@ -400,7 +408,7 @@ def answer(name: str) -> str:
 def tally(name: str) -> str:
     """How many of the primary claims have which verdict, by model, in MyST."""
     table = tests.recorded(name)
-    table = table[table["family"] == "primary"]
+    table = _ran(table[table["family"] == "primary"])
     words = ("supported", "contradicted", "inconclusive", "not run")
     parts = []
     for model in sorted(table["model"].unique(), key=size_of):

@@ -266,3 +266,15 @@ def test_an_answer_typed_into_the_readme_is_found(
     copy.write_text(text.replace(book.MARKS[1], f"- Reasons help.\n{book.MARKS[1]}"))
     monkeypatch.setattr(book, "README", copy)
     assert copy.read_text() != book.front() == text
+
+
+def test_tables_leave_out_a_model_that_took_part_in_none_of_their_claims() -> None:
+    table = claims.recorded("reasons").assign(run="reference")
+    part = table[table["family"] == "primary"].copy()
+    idle, *others = part["model"].unique()
+    part.loc[part["model"] == idle, "verdict"] = "not run"
+    part.loc[part["model"].isin(others), "verdict"] = "inconclusive"
+    shown = tables.claims(pd.concat([part, part.assign(run="this run")]), "reasons")
+    assert {*shown["model"]} == {tables.word("reasons", model) for model in others}
+    nothing = tables.claims(part.assign(verdict="not run"), "reasons")
+    assert len(nothing) == len(part), "where nothing was run, this is said"
