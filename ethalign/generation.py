@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ethalign.endpoint import Served
-from ethalign.scoring import Head, backbone, by_length, left_pad, wide
+from ethalign.scoring import Head, backbone, by_length, left_pad, read, shared, wide
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 # Two tokens nearer than this (nats) are told apart by reading the text alone, without a batch.
 # Float32 on one machine strays far less: 1e-4 was the most that was seen.
 NEAR = 1e-3
-# Shorter openings are not worth a pass of their own.
-SHARED = 8
 
 
 class Written(NamedTuple):
@@ -84,10 +81,7 @@ def write(
     n = len(prompts) * samples
     found = Written([""] * n, np.zeros(n), np.zeros(n, dtype=int))
     with torch.inference_mode():
-        # A window of attention would count the padding between an opening and the rest.
-        window = getattr(model.config, "sliding_window", None) or math.inf
-        fits = max(map(len, ids), default=0) + max_new_tokens <= window
-        opening = _shared(ids) if fits else []
+        opening = shared(model, ids, max_new_tokens)
         lengths = min_new_tokens, max_new_tokens
         decoder = _Decoder(model, tokenizer, opening, *lengths, temperature, samples, stop)
         for group in by_length(ids, batch_size, "generating", quiet=quiet):
@@ -99,17 +93,6 @@ def write(
                 found.logp[place] = np.mean([p for _, p in row])
                 found.tokens[place] = len(row)
     return found
-
-
-def _shared(ids: list[list[int]]) -> list[int]:
-    """The tokens that all prompts begin with; at least one token of each is left over."""
-    if len(ids) < 2:
-        return []
-    # What the first and the last in alphabetical order share, all others share.
-    pairs = zip(min(ids), max(ids), strict=False)
-    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    same = min(same, min(map(len, ids)) - 1)
-    return ids[0][:same] if same >= SHARED else []
 
 
 def _cut(
@@ -192,20 +175,11 @@ class _Decoder:
 
     def _read(self, ids: list[list[int]]) -> tuple[Tensor, Any, Tensor, Tensor]:
         """Last hidden state, cache, mask and position behind every prompt, once per sample."""
-        import torch
 
-        pad, device, before = self.tokenizer.pad_token_id, self.model.device, len(self.opening)
-        fed, mask, position = left_pad([i[before:] for i in ids], pad, device)
-        cache = None
-        if before:
-            _, cache = backbone(self.model, *left_pad([self.opening], 0, device))
-            cache.batch_repeat_interleave(len(ids))
-            mask = torch.cat([torch.ones_like(mask[:, :1]).repeat(1, before), mask], 1)
-            position = position + before
-        hidden, cache = backbone(self.model, fed, mask, position, cache)
+        hidden, cache, rows = read(self.model, ids, self.opening, self.tokenizer.pad_token_id)
         if self.samples > 1:
             cache.batch_repeat_interleave(self.samples)
-        parts = hidden[:, -1:], mask, position[:, -1:]
+        parts = hidden, rows.mask, rows.position[:, -1:]
         hidden, mask, position = (part.repeat_interleave(self.samples, 0) for part in parts)
         return hidden, cache, mask, position
 

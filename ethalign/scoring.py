@@ -6,6 +6,8 @@ ones continue from its cached keys and values. Logits exist for the positions th
 
 from __future__ import annotations
 
+import itertools
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +20,9 @@ from ethalign.endpoint import Served
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# Shorter openings are not worth a pass of their own.
+SHARED = 8
 
 
 def choice_logprobs(
@@ -32,7 +37,7 @@ def choice_logprobs(
 
     log p(choice | prompt) = sum over its tokens of log p(token | prompt, tokens before), natural
     log. A choice should begin with its blank (" ethical"); for its tokens see ``split``. Prompts
-    of like length share a forward pass.
+    of like length share a forward pass, and what all of them begin with is read once for each.
 
     Raises:
         ValueError: a choice without tokens.
@@ -47,12 +52,13 @@ def choice_logprobs(
         rows = [(before + answer, len(answer)) for before, answers in pairs for answer in answers]
         found = model.behind([row for row, _ in rows], [length for _, length in rows])
         return found.reshape(len(prompts), len(choices))
-    out, head = np.zeros((len(prompts), len(choices))), Head(model)
+    out, head, pad = np.zeros((len(prompts), len(choices))), Head(model), tokenizer.pad_token_id
+    room = max((len(answer) for _, answers in pairs for answer in answers), default=0)
+    opening = shared(model, ids, room)
     with torch.inference_mode():
         for group in by_length(ids, batch_size, "scoring", quiet=True):
-            asked = left_pad([ids[i] for i in group], tokenizer.pad_token_id, model.device)
-            answers = [pairs[i][1] for i in group]
-            out[group] = _score(model, head, asked, answers, tokenizer.pad_token_id)
+            asked, answers = [ids[i] for i in group], [pairs[i][1] for i in group]
+            out[group] = _score(model, head, opening, asked, answers, pad)
     return out
 
 
@@ -82,19 +88,67 @@ def by_length(rows: Sequence[Any], size: int, what: str, *, quiet: bool) -> Iter
     return groups if quiet else records.progress(groups, len(groups), what, "batch")
 
 
+def shared(model: Any, ids: Sequence[list[int]], room: int) -> list[int]:
+    """The tokens that all prompts begin with, if it is worth while to read them apart.
+
+    At least one token of each prompt is left over; ``room`` tokens more may follow it.
+    """
+    # A window of attention would count the padding between an opening and the rest.
+    window = getattr(model.config, "sliding_window", None) or math.inf
+    if len(ids) < 2 or max(map(len, ids)) + room > window:
+        return []
+    # What the first and the last in alphabetical order share, all others share.
+    pairs = zip(min(ids), max(ids), strict=False)
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    same = min(same, min(map(len, ids)) - 1)
+    return ids[0][:same] if same >= SHARED else []
+
+
+def read(
+    model: Any,
+    ids: Sequence[Sequence[int]],
+    opening: list[int],
+    pad: int,
+    *,
+    use_cache: bool = True,
+) -> tuple[Tensor, Any, Padded]:
+    """Prompts that begin with an opening, which is read once for all of them.
+
+    Returns:
+        The last hidden state of each (rows, 1, width), the cache, and the prompts behind the
+        opening with a mask that covers it.
+    """
+    import torch
+
+    cache, before = None, len(opening)
+    rows = left_pad([one[before:] for one in ids], pad, model.device)
+    if before:
+        _, cache = backbone(model, *left_pad([opening], 0, model.device))
+        cache.batch_repeat_interleave(len(ids))
+        ones = torch.ones_like(rows.mask[:, :1]).repeat(1, before)
+        rows = Padded(rows.ids, torch.cat([ones, rows.mask], 1), rows.position + before)
+    hidden, cache = backbone(model, *rows, cache, use_cache=use_cache or bool(before))
+    return hidden[:, -1:], cache, rows
+
+
 def _score(
-    model: Any, head: Head, asked: Padded, answers: list[list[list[int]]], pad: int
+    model: Any,
+    head: Head,
+    opening: list[int],
+    asked: Sequence[Sequence[int]],
+    answers: list[list[list[int]]],
+    pad: int,
 ) -> NDArray[np.float64]:
     """Log-probabilities of the answers behind each row, (rows, choices)."""
     import torch
 
     long = [j for j, one in enumerate(zip(*answers, strict=True)) if max(map(len, one)) > 1]
-    hidden, cache = backbone(model, *asked, use_cache=bool(long))
+    hidden, cache, before = read(model, asked, opening, pad, use_cache=bool(long))
     first = torch.tensor([[ids[0] for ids in row] for row in answers], device=model.device)
-    scores = wide(head(hidden[:, -1:])[:, 0].gather(1, first))
+    scores = wide(head(hidden)[:, 0].gather(1, first))
     if long:
         rest = [row[j] for row in answers for j in long]
-        scores[:, long] += _continue(model, head, asked, cache, rest, pad)
+        scores[:, long] += _continue(model, head, before, cache, rest, pad)
     return np.asarray(scores.cpu().numpy(), dtype=float)
 
 

@@ -51,7 +51,8 @@ def feed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         shapes.append(tuple(ids.shape))
         return whole(model, ids, *more, **how)
 
-    monkeypatch.setattr(generation, "backbone", counted)
+    for room in (scoring, generation):
+        monkeypatch.setattr(room, "backbone", counted)
     return shapes
 
 

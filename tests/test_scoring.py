@@ -28,6 +28,36 @@ def test_scores_are_those_of_plain_forward_passes(tiny: Loaded) -> None:
     assert np.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("choices", [[" yes", " no", " perhaps so"], ["x", "y"]])
+def test_what_all_prompts_begin_with_is_read_once(
+    tiny: Loaded, choices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = "Which of the two would most people call the better one? "
+    asked = [opening + text for text in ("To lie.", "To wait for a friend.", "No.", "To go")]
+    expected = [[plain(tiny, p, c) for c in choices] for p in asked]
+    read: list[tuple[int, ...]] = []
+    whole = scoring.backbone
+
+    def backbone(model: Any, ids: Any, *rest: Any, **more: Any) -> Any:
+        read.append(tuple(ids.shape))
+        return whole(model, ids, *rest, **more)
+
+    monkeypatch.setattr(scoring, "backbone", backbone)
+    found = scoring.choice_logprobs(tiny.model, tiny.tokenizer, asked, choices, batch_size=4)
+    assert np.allclose(found, expected, atol=1e-5)
+    opened, longest = (len(tiny.tokenizer(text)["input_ids"]) for text in (opening, asked[1]))
+    assert read[:2] == [(1, opened), (4, longest - opened)]
+    alone = [scoring.choice_logprobs(*tiny[:2], [p], choices)[0] for p in asked]
+    assert np.allclose(found, alone, atol=1e-5)
+
+
+def test_a_window_of_attention_is_never_read_in_two_parts() -> None:
+    rows = [[1] * 12 + [2], [1] * 12 + [3, 4]]
+    narrow = type("Model", (), {"config": type("Config", (), {"sliding_window": 20})})
+    assert scoring.shared(narrow, rows, 6) == [1] * 12
+    assert scoring.shared(narrow, rows, 7) == []
+
+
 def test_single_token_choices_sum_to_one_over_the_vocabulary(tiny: Loaded) -> None:
     letters = [chr(c) for c in range(33, 127)]
     logp = scoring.choice_logprobs(tiny.model, tiny.tokenizer, PROMPTS[:1], letters)

@@ -97,6 +97,8 @@ def ask(
         written = test["id"].isin(limit(test, sample, 0)["id"])
         kept = test[written] if run.prompt.target == "reason-label" else test
         items, what = _items(kept, written), f"evaluating {name}"
+        # Answers are written for whole batches first; scattered, each batch would write a few.
+        items.sort(key=lambda item: not item["written"])
         rows += records.fill(path, items, work, keys=("dataset", "id"), size=size, what=what)
     return pd.DataFrame(rows)
 

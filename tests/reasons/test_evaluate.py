@@ -143,6 +143,24 @@ def test_only_a_sample_of_items_gets_a_written_answer(tmp_path: Path, tiny: mode
     assert not found["written"].any()
 
 
+def test_answers_are_written_in_whole_batches(
+    tmp_path: Path, tiny: models.Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a few in every batch that is scored: a step costs about as much for one as for all."""
+    sizes: list[int] = []
+    write = generation.write
+
+    def listen(model: Any, tokenizer: Any, asked: list[str], **how: Any) -> Any:
+        sizes.append(len(asked))
+        return write(model, tokenizer, asked, **how)
+
+    monkeypatch.setattr(generation, "write", listen)
+    overrides = {"evaluation.limit_generate": 5, "evaluation.batch_size": 4, "data.cross": False}
+    run = resolved(overrides=overrides)
+    evaluate.ask(run, tiny, data.tests(run), tmp_path / "p.jsonl", 8, 0.0)
+    assert [size for size in sizes if size] == [4, 4, 1, 1], "verdicts and reasons, by batch"
+
+
 def test_a_verdict_behind_a_reason_is_scored_behind_the_reason_that_was_written(
     tmp_path: Path, tiny: models.Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
