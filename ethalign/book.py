@@ -289,6 +289,7 @@ def side_by_side(copies: Mapping[str, Any], labels: Mapping[str, str]) -> dict[s
                 cells.append({**cell, "outputs": []} if apart else cell)
         for name, (cell, tags, said) in itertools.product(labels if apart else (), group):
             more = {"tags": [*tags, "remove-input"], "variant": [name, labels[name]]}
+            more |= {k: v for k, v in cell["metadata"].items() if k == "mystnb"}
             own = {"id": f"{cell['id']}-{name}", "metadata": more}
             cells.append({**cell, **own, "outputs": said.get(name, [])})
     return {**first, "cells": cells}

@@ -86,7 +86,9 @@ def test_every_image_has_a_text_for_those_who_do_not_see_it(built: Path) -> None
     for path in pages.pages(built):
         for tag in re.findall(r"<img\b[^>]*>", path.read_text(encoding="utf-8")):
             alt = re.search(r'\balt="([^"]*)"', tag)
-            assert len(alt[1] if alt else "") > 5, (path, tag)
+            told = alt[1] if alt else ""
+            assert len(told) > 5, (path, tag)
+            assert not told.endswith((".png", ".svg")), ("no text but its own address", path, tag)
 
 
 def test_prose_quotes_recorded_numbers(texts: dict[str, str]) -> None:
@@ -356,6 +358,22 @@ def test_a_printed_book_is_linked_and_a_missing_one_explained(
     assert f'href="{epub.name}"' in told
     assert (f'href="{pdf.name}"' in told) == pdf.is_file() == (browser is not None)
     assert ("no Chromium" in told) == (browser is None)
+
+
+@needs_chromium
+def test_each_handout_is_one_sheet_of_paper_with_room_to_write(built: Path) -> None:
+    with pages.opened() as context:
+        page = context.new_page()
+        page.goto((built / "handouts.html").as_uri())
+        printed = page.pdf(prefer_css_page_size=True)
+        narrowest = page.evaluate(
+            "Math.min(...Array.from(document.querySelectorAll('div.handout td:has(> p:empty)'),"
+            " (cell) => cell.offsetWidth))"
+        )
+    # An opening page, the sheets, and what stands below every page of the book.
+    sheets = (ROOT / "book" / "handouts.md").read_text(encoding="utf-8").count("\n## ")
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == sheets + 2
+    assert narrowest > 100
 
 
 @needs_chromium
