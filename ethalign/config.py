@@ -235,6 +235,12 @@ class Run(Section):
         None, description="own YAML of printed figures, like configs/<study>/reported.yaml"
     )
 
+    @property
+    def served(self) -> bool:
+        """Does a server stand for the model, so that no weights of it are needed here?"""
+        endpoint: Endpoint | None = getattr(self, "endpoint", None)
+        return endpoint is not None and endpoint.server is not None
+
     def values(self, keys: Iterable[str]) -> Json:
         """Dotted keys (of settings or whole blocks) to their values as JSON."""
         dump = self.model_dump(mode="json")

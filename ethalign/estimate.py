@@ -150,9 +150,8 @@ def lines(jobs: Iterable[Job]) -> Iterator[str]:
         if job.state() == "keep":
             yield f"{name}: complete"
             continue
-        served = getattr(getattr(run, "endpoint", None), "url", None)
-        if served and run.model.id not in models.PACKAGED and not Path(run.model.id).is_dir():
-            yield f"{name}: {run.model.id}, perhaps behind {served}; not estimated"
+        if run.served:
+            yield f"{name}: {run.model.id}, behind a server; not estimated"
             continue
         device = models.choose_device(run.model.device)[0]
         dtype, _ = models.choose_dtype(run.model.dtype, device)

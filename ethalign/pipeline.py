@@ -305,7 +305,8 @@ def rule(job: Job, point: str = ".", same: Job | None = None) -> dict[str, Any]:
 
 def on_gpu(job: Job) -> bool:
     """Does a job want a GPU, if there is one?"""
-    return "model.id" in job.stage.models and job.run.model.device != "cpu"
+    own = "model.id" in job.stage.models and not job.run.served
+    return own and job.run.model.device != "cpu"
 
 
 def cards() -> list[str]:
@@ -345,9 +346,8 @@ def preflight(job: Job, *, here: bool = True) -> None:
     from ethalign import models
 
     job.stage.files(job.given)
-    served = getattr(getattr(job.run, "endpoint", None), "url", None)
     for key, name in job.run.values(job.stage.models).items():
-        if name and not (served and key == "model.id"):
+        if name and not (job.run.served and key == "model.id"):
             models.known(str(name))
         if here and key == "model.id" and job.run.model.quantization == "nf4":
             models.need_four_bits(models.choose_device(job.run.model.device)[0])

@@ -29,6 +29,7 @@ from ethalign import (
     estimate,
     generation,
     models,
+    pipeline,
     prompts,
     records,
     scoring,
@@ -471,3 +472,26 @@ def test_what_is_not_pinned_is_named() -> None:
         ("small", []),
     ):
         assert estimate.unpinned(config.resolve("honesty", "absolute", scale)) == expected
+
+
+@pytest.mark.parametrize(
+    ("study_name", "settings", "served"),
+    [
+        ("honesty", {"endpoint.api": "completions"}, True),
+        ("honesty", {"honesty.judge": "endpoint", "honesty.judge_model": "judge"}, False),
+        ("ambiguity", {}, True),
+        ("reasons", {"endpoint.api": "completions"}, True),
+    ],
+)
+def test_only_a_model_behind_a_server_needs_nothing_here(
+    study_name: str, settings: dict[str, Any], served: bool
+) -> None:
+    """A server that judges is not one that answers: weights are needed all the same."""
+    variant = {"honesty": "unaligned", "ambiguity": "zero-shot", "reasons": "pretrained"}
+    own = {"endpoint.url": "http://127.0.0.1:9/v1", "model.device": "auto", **settings}
+    job = study.job(study_name, "evaluate", variant[study_name], "smoke", 0, own)
+    assert job.run.served == served
+    assert pipeline.on_gpu(job) != served
+    told = " ".join(estimate.lines([job]))
+    assert ("behind a server; not estimated" in told) == served
+    assert ("billion parameters" in told) != served

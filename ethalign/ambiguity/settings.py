@@ -61,3 +61,8 @@ class Run(config.Run):
     baselines: Baselines = Baselines()
     votes: Votes = Votes()
     endpoint: config.Endpoint = config.Endpoint()
+
+    @property
+    def served(self) -> bool:
+        """A service that only chats can be asked as well."""
+        return self.endpoint.url is not None
