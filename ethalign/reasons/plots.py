@@ -50,7 +50,7 @@ def memory(seen: float, majority: float) -> Axes:
     """
     import matplotlib.pyplot as plt
 
-    _, axes = plt.subplots(figsize=(6, 2))
+    figure, axes = plt.subplots(figsize=(6, 2), layout="constrained")
     parts = {"remembered": seen, "guessed rightly": (1 - seen) * majority}
     looks = (("#0072B2", ""), ("#56B4E9", "//"), ("#dddddd", ""))
     parts, left = {**parts, "wrong": 1 - sum(parts.values())}, 0.0
@@ -59,5 +59,5 @@ def memory(seen: float, majority: float) -> Axes:
         left += width
     axes.axvline(100 * (1 - parts["wrong"]), color="black", linewidth=2)
     axes.set(xlim=(0, 100), xlabel="test rows (%)", yticks=[])
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.6), ncols=3, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return axes
