@@ -85,7 +85,7 @@ def intervals(
 
     names = [v for v in order if v in set(rows["variant"])]
     names += [v for v in dict.fromkeys(rows["variant"]) if v not in names]
-    groups, called = list(dict.fromkeys(rows[hue])), _words(rows)
+    groups, called = list(dict.fromkeys(rows[hue])), words(rows)
     colours = sns.color_palette("colorblind", len(groups))
     each = max(0.42, 0.17 * len(groups))
     _, axes = plt.subplots(figsize=(7, 0.8 + each * len(names)))
@@ -107,7 +107,7 @@ def intervals(
     return axes
 
 
-def _words(rows: pd.DataFrame) -> Callable[[str], str]:
+def words(rows: pd.DataFrame) -> Callable[[str], str]:
     """What pages of the rows' study call its variants, models, strata and measures."""
     from ethalign import tables
 
@@ -132,7 +132,7 @@ def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame
     if rows.empty:
         return pd.DataFrame()
     for key in {*index, columns} & {*NAMED}:
-        rows = rows.assign(**{key: rows[key].map(_words(rows))})
+        rows = rows.assign(**{key: rows[key].map(words(rows))})
     cells = zip(*(rows[key] for key in ("value", "low", "high", "unit")), strict=True)
     shown = [metrics.with_interval(v, a, b, unit, "undefined") for v, a, b, unit in cells]
     wide = rows.assign(shown=shown).pivot_table(

@@ -260,7 +260,8 @@ def span(value: float, low: float, high: float, unit: str) -> str:
 def verdicts(name: str, scale: str = "small", *, brief: bool = False) -> str:
     """The verdicts on the committed reference runs in Markdown, a table for each family.
 
-    ``brief``: without the primary family, what was measured and p; for a page with the rest.
+    ``brief``: without the primary family, and of the others what fits beside the claim; for a
+    page that has the rest, or leads to it.
     """
     table = tests.recorded(name, scale)
     parts = []
@@ -268,13 +269,14 @@ def verdicts(name: str, scale: str = "small", *, brief: bool = False) -> str:
         told = claims(table, name, family)
         told["verdict"] = told["verdict"].map(term)
         if brief:
-            told = told.drop(columns=["measure", "p, corrected"])
+            told = told.drop(columns=["compared", "items", "p, corrected"])
         else:
             # Each claim has an address that lasts; of several models the first row has it.
             ids = _of_family(table, family)["id"]
             link = '<a id="claim-{0}" href="#claim-{0}" title="Link to {0}">#</a> '.format
             told["claim"] = ids.map(link).where(~ids.duplicated(), "").to_numpy() + told["claim"]
-        parts.append(heading(name, family) + markdown([*told], told.to_numpy().tolist()))
+        heads = ['<span class="sentence">claim</span>', *told.columns[1:]]
+        parts.append(heading(name, family) + markdown(heads, told.to_numpy().tolist()))
     return "\n".join(parts)
 
 

@@ -1,5 +1,6 @@
 import importlib
 import io
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -265,3 +266,18 @@ def test_what_is_claimed_was_written_down(name: str) -> None:
     assert (tested["high"] >= tested["difference"] - 1e-9).all()
     assert (tested["high"] > tested["low"]).all(), "no interval has the width zero"
     assert (tested["holm"] >= tested["p"] - 1e-12).all()
+
+
+@pytest.mark.parametrize("name", config.studies())
+def test_no_two_rows_of_a_page_say_the_same(name: str) -> None:
+    """Claims that share a sentence differ in what a reader sees: the measure, or the data."""
+    for told in (tables.verdicts(name, brief=True), tables.verdicts(name)):
+        for part in re.split(r"\n\n(?=\*\*)", told):
+            heads, _, *rows = [line for line in part.splitlines() if line.startswith("|")]
+            outcome = {"verdict", "for the claim", "detectable", "items", "seeds", "p, corrected"}
+            columns = [cell.strip() not in outcome for cell in heads.split("|")]
+            shown = [
+                tuple(itertools.compress(re.sub(r"<a .*?</a>", "", row).split("|"), columns))
+                for row in rows
+            ]
+            assert len(set(shown)) == len(shown), part[:60]

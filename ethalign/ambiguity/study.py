@@ -16,6 +16,8 @@ BASE = "ceiling"
 _TRAIN = tuple(f"data.{key}" for key in ("source", "train", "limit_train", "shuffle_labels"))
 _PARTS = tuple(f"votes.{key}" for key in ("dataset", "split", "held_out"))
 _ROWS = ("data", "tuning.rows", *_PARTS)
+# The answers to stories in words, of all five and reduced to two.
+_ANSWERS = {name: name.upper() for name in (*data.FIVE, "right", "wrong")}
 _ASKED = ("model", "prompt", *(f"votes.{k}" for k in ("answers", "target", "swap", "max_words")))
 
 
@@ -143,6 +145,10 @@ STUDY = Study(
         "one_vote": "with one vote",
         "top_first": "first answer ahead",
         "top_second": "second answer ahead",
+        **{f"top_{name}": f"{word} ahead" for name, word in _ANSWERS.items()},
+        "alpha_first": "alpha of the first answer",
+        "alpha_second": "alpha of the second answer",
+        **{f"alpha_{name}": f"alpha of {word}" for name, word in _ANSWERS.items()},
         "cross_entropy_mean": "cross-entropy of their mean",
         "cross_entropy_uniform": "cross-entropy of a coin toss",
         "cross_entropy_scaled": "cross-entropy, scaled",
