@@ -175,6 +175,7 @@ def _generate(*, whole: bool) -> None:
         glance = tables.glance(name, f"_runs/{name}/findings.html")
         records.write(GENERATED / f"{name}-glance.md", glance)
         records.write(GENERATED / f"{name}-variants.md", tables.variants(name))
+        records.write(GENERATED / f"{name}-made.md", reference.made(name))
         records.write(GENERATED / f"{name}-effects.md", effects(name))
     records.write(GENERATED / "effects.md", effects())
     records.write(GENERATED / "faults.md", reference.fault_table())

@@ -7,7 +7,7 @@ import re
 
 import pandas as pd
 
-from ethalign import config, models, plots, records, study, tables
+from ethalign import config, models, plots, records, results, study, tables
 from ethalign.config import ROOT
 
 FAULTS = ROOT / "tests" / "faults" / "matrix.yaml"
@@ -77,6 +77,33 @@ def times() -> str:
     rows = json.loads(TIMES.read_text(encoding="utf-8"))
     told = [(row["part"], row["notebooks"] or "", f"{row['seconds']:,}") for row in rows]
     return tables.markdown(["part", "notebooks", "seconds"], told)
+
+
+def made(name: str, scale: str = "small") -> str:
+    """How the committed runs of a study were made, in Markdown: a row for each way and model.
+
+    The last column has further settings that the scale does not have by itself and that the
+    stages of the run read.
+    """
+    shown = ("model.id", "tuning.epochs", "tuning.lr")
+    owner, found = study.find(name), dict[tuple[str, ...], dict[str, list[str]]]()
+    for path in (results.RESULTS / name / scale).glob("*/*/*/run.json"):
+        model, variant, seed = path.parts[-4:-1]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        reads = [k for s in owner.stages if s.name in record["stages"] for k in s.reads]
+        own = {k: v for k, v in record["set"].items() if config.within(k, reads)}
+        told = ", ".join(f"`{k}={json.dumps(v)}`" for k, v in own.items() if k not in shown)
+        tuning = config.read_yaml(path.parent / "config.yaml")["tuning"]
+        tuned = "finetune" in record["stages"]
+        how = [f"{tuning[key]:g}" if tuned else "" for key in ("epochs", "lr")]
+        found.setdefault((model, *how, told), {}).setdefault(variant, []).append(seed)
+    body = []
+    for (model, *how), variants in sorted(found.items(), key=lambda f: records.size_of(f[0][0])):
+        known = sorted(variants, key=lambda v: (*owner.order, v).index(v))
+        told = "; ".join(f"{tables.word(name, v)} ({len(variants[v])})" for v in known)
+        body.append((tables.word(name, model), told, *how))
+    heads = ["model", "variant (seeds)", "epochs", "learning rate", "also set"]
+    return tables.markdown(heads, body)
 
 
 def model_table() -> str:

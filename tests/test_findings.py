@@ -15,7 +15,18 @@ from conftest import command
 from scipy import stats
 from typer.testing import CliRunner
 
-from ethalign import book, claims, cli, config, pipeline, records, study, tables
+from ethalign import (
+    book,
+    claims,
+    cli,
+    config,
+    pipeline,
+    records,
+    reference,
+    results,
+    study,
+    tables,
+)
 from ethalign.config import ROOT
 
 PAGES = sorted((ROOT / "notebooks").glob("*/findings.ipynb"))
@@ -280,3 +291,18 @@ def test_tables_leave_out_a_model_that_took_part_in_none_of_their_claims() -> No
     assert {*shown["model"]} == {tables.word("reasons", model) for model in others}
     nothing = tables.claims(part.assign(verdict="not run"), "reasons")
     assert len(nothing) == len(part), "where nothing was run, this is said"
+
+
+@pytest.mark.parametrize("name", config.studies())
+def test_the_table_of_reference_runs_has_each_with_what_was_set(name: str) -> None:
+    told = reference.made(name)
+    seeds = sum(int(n) for n in re.findall(r" \((\d+)\)(?=;| \|)", told))
+    folders = [path.parent for path in (results.RESULTS / name / "small").glob("*/*/*/run.json")]
+    assert seeds == len(folders) > 5
+    for folder in folders:
+        record = json.loads((folder / "run.json").read_text())
+        if "finetune" in record["stages"]:
+            model = tables.word(name, folder.parts[-3])
+            rates = [row for row in told.splitlines() if row.startswith(f"| {model} |")]
+            rate = config.read_yaml(folder / "config.yaml")["tuning"]["lr"]
+            assert any(f"| {rate:g} |" in row for row in rates), folder
