@@ -94,7 +94,7 @@ def shared(model: Any, ids: Sequence[list[int]], room: int) -> list[int]:
     At least one token of each prompt is left over; ``room`` tokens more may follow it.
     """
     # A window of attention would count the padding between an opening and the rest.
-    window = getattr(model.config, "sliding_window", None) or math.inf
+    window = getattr(model.config.get_text_config(), "sliding_window", None) or math.inf
     if len(ids) < 2 or max(map(len, ids)) + room > window:
         return []
     # What the first and the last in alphabetical order share, all others share.
@@ -218,9 +218,10 @@ def logits(model: Any, hidden: Tensor, head: Any = None) -> Tensor:
     # As one matrix: of a slice with more dimensions, matmul copies the weights for every row.
     flat = (head or inner.get_output_embeddings())(hidden.reshape(-1, hidden.shape[-1]))
     # Gemma squashes its logits; Cohere scales them, Granite divides them.
-    cap = getattr(inner.config, "final_logit_softcapping", None)
-    scale = getattr(inner.config, "logit_scale", None) or 1.0
-    scale /= getattr(inner.config, "logits_scaling", None) or 1.0
+    config = inner.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
     flat = flat if scale == 1.0 else flat * scale
     flat = cap * (flat / cap).tanh() if cap else flat
     shaped: Tensor = flat.reshape(*hidden.shape[:-1], -1)

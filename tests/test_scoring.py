@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,9 @@ def test_what_all_prompts_begin_with_is_read_once(
 
 def test_a_window_of_attention_is_never_read_in_two_parts() -> None:
     rows = [[1] * 12 + [2], [1] * 12 + [3, 4]]
-    narrow = type("Model", (), {"config": type("Config", (), {"sliding_window": 20})})
+    text = transformers.Gemma3TextConfig(sliding_window=20)
+    whole = transformers.Gemma3Config(text_config=text)  # of text and images
+    narrow = SimpleNamespace(config=whole)
     assert scoring.shared(narrow, rows, 6) == [1] * 12
     assert scoring.shared(narrow, rows, 7) == []
 
