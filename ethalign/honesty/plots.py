@@ -59,7 +59,8 @@ def sweep(found: Mapping[str, Sequence[tuple[float, Any]]], trained: pd.DataFram
     """
     names = ["prudence", "over_conservativeness", "honesty"]
     for axes, (name, steps) in _panels({name: (name, s) for name, s in found.items()}, 3.4):
-        table = pd.DataFrame([s[:3] for _, s in steps], [x for x, _ in steps], names)
+        shown = [name.replace("_", "-") for name in names]
+        table = pd.DataFrame([s[:3] for _, s in steps], [x for x, _ in steps], shown)
         table.plot(ax=axes, style=["-", "--", "-."])
         for line, column in zip(list(axes.get_lines()), names, strict=True):
             for row in trained[trained["run"] == name].to_dict("records"):

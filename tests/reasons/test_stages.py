@@ -12,7 +12,7 @@ from conftest import cells, fooled
 
 from ethalign import code, encoders, models, records, results, study
 from ethalign.config import Undeclared
-from ethalign.reasons import baselines, evaluate, finetune, scores
+from ethalign.reasons import baselines, data, evaluate, finetune, scores
 from ethalign.study import Job
 
 STAGES = ("baselines", "finetune", "evaluate")
@@ -227,10 +227,13 @@ def test_the_lessons_agree_with_the_library(runs: Path) -> None:
     assert "".join(map(ast.literal_eval, targets["token"])).startswith(" ")
     assert float(tuned["added"].norm()) > 0
     asked = cells(*evaluation, "evaluate-box-5", runs, **given)
-    kept = records.read_rows(job("evaluate", runs).where / "predictions.jsonl")[0]
+    done = job("evaluate", runs)
+    rows = {row["id"]: row for row in records.read_rows(done.where / "predictions.jsonl")}
+    run: Any = done.run
+    kept = rows[next(iter(data.tests(run).values()))["id"].iloc[0]]
     assert asked["by_hand"] == pytest.approx(
         [kept["logp_ethical"], kept["logp_unethical"]], abs=1e-3
-    ), "that of the first item in the records"
+    ), "that of the first test item in the records"
     for name, doctored, page in (
         ("peft.tuners.lora.layer.Linear.forward", _more, (*finetuning, "finetune-box-6")),
         ("ethalign.tuning.batch_loss", _more, (*finetuning, "finetune-box-4")),
