@@ -236,13 +236,14 @@ def claims(table: pd.DataFrame, name: str, family: str | None = None) -> pd.Data
         "for the claim": [span(*some) for some in spans],
         "model": rows["model"].map(lambda key: word(name, key)),
         "run": rows["run"],
+        # What tells rows with one sentence apart stands before the rest.
+        "data": [", ".join(word(name, k) for k in place if k != "all") for place in places],
+        "measure": rows["estimand"].map(lambda key: word(name, key)),
         "detectable": [
             "" if d != d else metrics.shown(d, unit)
             for d, unit in zip(rows["detectable"].astype(float), rows["unit"], strict=True)
         ],
         "compared": [f"{word(name, one)} with {word(name, two)}" for one, two in pairs],
-        "measure": rows["estimand"].map(lambda key: word(name, key)),
-        "data": [", ".join(word(name, k) for k in place if k != "all") for place in places],
         "items": rows["n"].map("{:,}".format).where(found, ""),
         "seeds": rows["seeds"].map(str).where(found, ""),
         "p, corrected": rows["holm"].map(lambda p: "" if p != p else f"{p:.3f}"),
