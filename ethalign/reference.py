@@ -87,7 +87,7 @@ def made(name: str, scale: str = "small") -> str:
     """
     shown = ("model.id", "tuning.epochs", "tuning.lr")
     owner, found = study.find(name), dict[tuple[str, ...], dict[str, list[str]]]()
-    for path in (results.RESULTS / name / scale).glob("*/*/*/run.json"):
+    for path in sorted((results.RESULTS / name / scale).glob("*/*/*/run.json")):
         model, variant, seed = path.parts[-4:-1]
         record = json.loads(path.read_text(encoding="utf-8"))
         reads = [k for s in owner.stages if s.name in record["stages"] for k in s.reads]

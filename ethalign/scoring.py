@@ -37,7 +37,7 @@ def choice_logprobs(
 
     log p(choice | prompt) = sum over its tokens of log p(token | prompt, tokens before), natural
     log. A choice should begin with its blank (" ethical"); for its tokens see ``split``. Prompts
-    of like length share a forward pass, and what all of them begin with is read once for each.
+    of like length share a forward pass, for which what all prompts begin with is read once.
 
     Raises:
         ValueError: a choice without tokens.

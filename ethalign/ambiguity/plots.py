@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -82,12 +82,13 @@ def by_disagreement(
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    names, n = rows["variant"].unique(), rows[panels].nunique()
     called = plots.words(rows)
+    rows, lines = (t.assign(variant=t["variant"].map(called)) for t in (rows, lines))
+    names, n = rows["variant"].unique(), rows[panels].nunique()
     colours = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
     _, grid = plt.subplots(1, n, figsize=(7, 3.6), sharey=True, squeeze=False)
     for axes, (group, part) in zip(grid[0], rows.groupby(panels, sort=False), strict=True):
-        _panel(axes, part, colours, lines[lines[panels] == group], called)
+        _panel(axes, part, colours, lines[lines[panels] == group])
         axes.set_title(group if n > 1 else "", fontsize="x-small")
     grid[0][0].set_ylabel(ylabel)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -95,23 +96,18 @@ def by_disagreement(
 
 
 def _panel(
-    axes: Axes,
-    rows: pd.DataFrame,
-    colours: Mapping[str, Any],
-    lines: pd.DataFrame,
-    called: Callable[[str], str],
+    axes: Axes, rows: pd.DataFrame, colours: Mapping[str, Any], lines: pd.DataFrame
 ) -> None:
     strata = [s for s in dict.fromkeys(rows["stratum"]) if s in STRATA]
     for style, (name, line) in zip(STYLES, lines.groupby("variant"), strict=False):
         level = line.drop_duplicates("stratum").set_index("stratum")["value"].reindex(strata)
         ends = np.arange(len(strata))
-        axes.hlines(level, ends - 0.4, ends + 0.4, "black", style, label=called(str(name)))
+        axes.hlines(level, ends - 0.4, ends + 0.4, "black", style, label=str(name))
     for k, (name, colour) in enumerate(colours.items()):
         part = rows[rows["variant"] == name].set_index("stratum").reindex(strata)
         x = np.arange(len(strata)) + plots.offset(k, len(colours)) / max(1, len(colours) / 3)
         error = np.array([part["value"] - part["low"], part["high"] - part["value"]]).clip(min=0)
-        how: Any = {"fmt": "o", "color": colour, "capsize": 2, "label": called(name)}
-        axes.errorbar(x, part["value"], yerr=error, **how)
+        axes.errorbar(x, part["value"], yerr=error, fmt="o", color=colour, capsize=2, label=name)
     axes.set(xticks=range(len(strata)), xticklabels=strata, xlabel="votes")
 
 

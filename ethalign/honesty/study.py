@@ -40,9 +40,8 @@ def preflight(run: Run) -> None:
     data.pool(run)
     data.tests(run)
     endpoint.check(run.endpoint, tuned=run.tuning.enabled)
-    for name in (run.model.id, run.honesty.checkpoint):
-        if name and not run.endpoint.server:
-            models.known(name)
+    if run.honesty.checkpoint and not run.served:
+        models.known(run.honesty.checkpoint)
     if run.honesty.judge == "endpoint":
         endpoint.Client(run.endpoint, run.honesty.judge_model)
     else:
