@@ -48,19 +48,19 @@ lock:
 	_build/lock/bin/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
 	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --extra dev -c constraints.txt -o _build/lock/all.txt pyproject.toml
-	grep '^#' constraints.lock > _build/lock/head.txt
+	sed '/--hash/q' constraints.lock > _build/lock/head.txt
 	sed -e '/^torch==/,/[^\\]$$/d' -e '/^#/d' _build/lock/all.txt > _build/lock/rest.txt
 	cat _build/lock/head.txt _build/lock/rest.txt > constraints.lock
 
-# With LOCKED=1 every package but torch is checked against the hashes of constraints.lock.
-# torch first: on Linux a range would bring gigabytes of CUDA to machines without a GPU.
+# With LOCKED=1 every package is checked against the hashes of constraints.lock. Otherwise torch
+# comes first: on Linux a range would bring gigabytes of CUDA to machines without a GPU.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 ifdef LOCKED
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r constraints.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 else
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 endif
 	touch $@

@@ -414,7 +414,7 @@ def test_the_lock_has_a_hash_of_every_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     missing = {canonicalize_name(Requirement(text).name) for text in wanted} - locked.keys()
-    assert missing == {"torch"}, "make lock brings constraints.lock up to date"
+    assert not missing, "make lock brings constraints.lock up to date"
 
 
 def test_two_jobs_never_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
