@@ -516,6 +516,23 @@ def table_ragged(scene: Scene) -> Seen:
     )
 
 
+def table_missing(scene: Scene) -> Seen:
+    """A relative path hangs on the project, wherever the command is given."""
+    scene.patch.chdir(scene.home)
+
+    def check(name: str, variant: str, **given: str) -> Callable[[], Any]:
+        dotted = {key.replace("__", "."): path for key, path in given.items()}
+        run = config.resolve(name, variant, "smoke", overrides=dotted)
+        return lambda: study.find(name).preflight(run)
+
+    both = {"data__train": "none.csv", "data__test": "none.csv"}
+    missing = f"{config.ROOT}/none.csv is missing"
+    seen = refused(check("reasons", "L", **both), missing)
+    assert seen == refused(check("ambiguity", "soft", **both), missing)
+    assert seen == refused(check("honesty", "absolute", **both), missing)
+    return seen
+
+
 def table_twice(scene: Scene) -> Seen:
     text = "id,Statement,Label\nx,I lied.,1\nx,I helped.,0\n"
     return refused(own(scene, text), "row 3", "'x' is there twice")
@@ -604,6 +621,19 @@ def settings_escape(scene: Scene) -> Seen:
             "unknown scale": lambda: config.resolve("ambiguity", "hard", "../../esc"),
             "unknown variant": lambda: config.resolve("ambiguity", "../hard"),
             "parameter seed": lambda: config.resolve("ambiguity", "hard", "smoke", 2**32),
+        }
+    )
+
+
+def settings_absurd(scene: Scene) -> Seen:
+    def run(**more: Any) -> Callable[[], Any]:
+        return lambda: pipeline.run(["reasons"], scale="smoke", **more)
+
+    return all_refused(
+        {
+            "--runs '' is no folder": run(runs=""),
+            "--runs 'a{b}' is no folder": run(runs="a{b}"),
+            "--cores -1 is not a number": run(cores=-1, runs=str(scene.home)),
         }
     )
 
@@ -725,6 +755,18 @@ def server_strange(scene: Scene) -> Seen:
         for fault in faults:
             server.script = [fault]
             seen = refused(lambda: asking.complete(["a"], 5), server.url, "gave no answer")
+    return seen
+
+
+def server_no_probability(scene: Scene) -> Seen:
+    with serving() as server:
+        asking = endpoint.Client(config.Endpoint(url=server.url, retries=0), "m")
+        for logp in (math.nan, 50.0, math.inf, None, "x"):
+            server.top = [("first", -0.5), ("second", logp)]
+            seen = refused(
+                lambda: asking.answers(["Which?"], ("first", "second")),
+                "no valid log-probabilities",
+            )
     return seen
 
 
