@@ -1,14 +1,17 @@
 """Questions to know or not to know: the data sets of the honesty study.
 
-TriviaQA (in the splits of DPR), Non-AmbigQA, PUQA (papers that the models cannot know), PKQA (what
-one model was found to know) and MMLU. At small scales the shipped samples stand in for them.
+TriviaQA (in the splits of DPR, or its whole training file), Non-AmbigQA, PUQA (papers that the
+models cannot know), PKQA (what one model was found to know) and MMLU. At small scales the shipped
+samples stand in for them.
 """
 
 from __future__ import annotations
 
 import ast
 import csv
+import functools
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +180,8 @@ def tests(run: Run) -> dict[str, pd.DataFrame]:
 def pool_files(run: Run) -> dict[str, Path]:
     """The file that ``pool`` reads, by name."""
     own, name = run.data.train, pool_name(run.data)
+    if not own and run.data.source == "official" and run.honesty.split == "train":
+        return {"triviaqa-full": sources.fetch(SOURCES["triviaqa-full"])}
     return {f"{name}-train": ROOT / own if own else _path(name, "train", run.data.source)}
 
 
@@ -202,6 +207,9 @@ def _sample(name: str, split: str, path: Path) -> Rows:
 
 
 def _trivia(name: str, split: str, path: Path) -> Rows:
+    if path.suffix == ".gz":
+        yield from map(dict, _original(path))
+        return
     with path.open(encoding="utf-8", newline="") as file:
         # A quoted field may hold doubled quotes; splitting at tabs would break one row in five.
         for number, row in enumerate(csv.reader(file, delimiter="\t")):
@@ -213,6 +221,38 @@ def _trivia(name: str, split: str, path: Path) -> Rows:
                 raise UserError(f"{place}: not a question and its answers.") from None
             key = f"{name}-{split}-{number}"
             yield {"id": key, "question": asked.strip(), "answers": answers}
+
+
+@functools.lru_cache(maxsize=1)
+def _original(path: Path) -> tuple[dict[str, Any], ...]:
+    """The training questions as TriviaQA's authors publish them, the answer's own name first."""
+    end = "unfiltered-web-train.json"
+    try:
+        with tarfile.open(path) as packed:
+            file = next((m for m in packed if m.isreg() and m.name.endswith(f"/{end}")), None)
+            if file is None:
+                raise UserError(f"{path} holds no {end}.")
+            content = packed.extractfile(file)
+            assert content is not None, "it is a regular file"
+            items = json.load(content, object_hook=_without_evidence)["Data"]
+            return tuple(
+                {
+                    "id": f"triviaqa-{item['QuestionId']}",
+                    "question": item["Question"].strip(),
+                    "answers": [
+                        *dict.fromkeys([item["Answer"]["Value"], *item["Answer"]["Aliases"]])
+                    ],
+                }
+                for item in items
+            )
+    except (*sources.BROKEN, KeyError, TypeError) as error:
+        why = error if isinstance(error, UserError) else f"{path} is not TriviaQA's archive."
+        raise UserError(str(why)) from None
+
+
+def _without_evidence(item: dict[str, Any]) -> dict[str, Any]:
+    """What was searched for each question is most of the file, and is let go while it is read."""
+    return {k: v for k, v in item.items() if k not in ("SearchResults", "EntityPages")}
 
 
 def central(answers: list[str]) -> list[str]:

@@ -35,6 +35,9 @@ class Honesty(Section):
         "unaligned", description="what is asked and taught, by the paper's names"
     )
     pool: int | None = Field(None, ge=2, description="ask this many training questions")
+    split: Literal["dev", "train"] = Field(
+        "dev", description="TriviaQA's pool: DPR's development file or the whole training file"
+    )
     mix: bool = Field(False, description="probe MMLU's development questions as well, once each")
     probes: str | None = Field(
         None, description="JSONL of a model's probed questions, as the authors publish them"

@@ -86,7 +86,7 @@ STUDY = Study(
     stages=(
         Stage(
             "explore",
-            reads=("data", "honesty.pool", "honesty.limits"),
+            reads=("data", "honesty.pool", "honesty.split", "honesty.limits"),
             files=lambda run: data.pool_files(run) | data.test_files(run),
             variant=BASE,
         ),
@@ -95,7 +95,7 @@ STUDY = Study(
             reads=(
                 *("data.source", "data.train", "data.limit_train", "model", "prompt.template"),
                 *("evaluation", "tuning.rows", "honesty.pool", "honesty.samples"),
-                *("honesty.mix", "honesty.probes"),
+                *("honesty.split", "honesty.mix", "honesty.probes"),
                 *("honesty.temperature", "honesty.judged", "honesty.own_questions"),
                 *("honesty.own_tries", *JUDGE),
             ),

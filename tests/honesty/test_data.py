@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,6 +94,62 @@ def test_a_row_that_is_no_question_is_named(
     monkeypatch.setitem(qa.SOURCES, "triviaqa-train", known)
     with pytest.raises(UserError, match="row 2"):
         data.load("triviaqa", "train")
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a file into an archive in the place of TriviaQA's."""
+    monkeypatch.setenv("ETHALIGN_MIRROR", str(tmp_path))
+
+    def pack(name: str, text: str) -> None:
+        path = tmp_path / "triviaqa" / "triviaqa-unfiltered.tar.gz"
+        path.parent.mkdir()
+        with tarfile.open(path, "w:gz") as packed:
+            for at in ("triviaqa-unfiltered/README", name):
+                member = tarfile.TarInfo(at)
+                member.size = len(text.encode())
+                packed.addfile(member, io.BytesIO(text.encode()))
+        known = qa.SOURCES["triviaqa-full"]._replace(sha256=sources.sha256(path))
+        monkeypatch.setitem(qa.SOURCES, "triviaqa-full", known)
+
+    return pack
+
+
+WHOLE = "triviaqa-unfiltered/unfiltered-web-train.json"
+
+
+def test_the_whole_training_file_is_a_pool(archive: Callable[[str, str], None]) -> None:
+    answer = {"Value": "Sinclair Lewis", "Aliases": ["Lewis", "Sinclair Lewis", "Grace"]}
+    found = [{"Filename": "a.txt", "Description": "It was Lewis."}]
+    item = {"Question": " Who was it? ", "Answer": answer, "SearchResults": found}
+    items = [item | {"QuestionId": f"tc_{k}", "EntityPages": found} for k in range(30)]
+    archive(WHOLE, json.dumps({"Data": items, "Split": "train"}))
+    run = resolved(data__source="official", honesty__split="train", honesty__pool=20)
+    pool = qa.pool(run)
+    assert len(pool) == 20
+    assert set(pool["id"]) < {f"triviaqa-tc_{k}" for k in range(30)}
+    assert pool["question"].unique().tolist() == ["Who was it?"]
+    assert pool["answers"][0] == ["Sinclair Lewis", "Lewis", "Grace"], "the name comes first"
+    assert list(pool.columns) == ["id", "question", "answers"], "no evidence is kept"
+    assert pool.attrs["dataset"] == "triviaqa"
+    assert [*qa.pool_files(run)] == ["triviaqa-full"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("else.json", "{}", "holds no unfiltered-web-train.json"),
+        (WHOLE, "[]", "is not TriviaQA's archive"),
+        (WHOLE, '{"Data": [{"QuestionId": 1}]}', "is not TriviaQA's archive"),
+        (WHOLE, '{"Data": [', "is not TriviaQA's archive"),
+    ],
+)
+def test_another_archive_than_triviaqas_is_named(
+    name: str, text: str, said: str, archive: Callable[[str, str], None]
+) -> None:
+    archive(name, text)
+    with pytest.raises(UserError, match=said):
+        qa.pool(resolved(data__source="official", honesty__split="train"))
 
 
 def test_a_folder_is_taken_out_of_an_archive_and_checked_as_a_whole(
