@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 def style() -> None:
     """Set the look of every figure: white grid, colour-blind palette, readable on a phone.
 
-    In tables nothing is a formula: a viewer with MathJax would draw what stands between dollars.
+    In tables no word is cut off, and nothing is a formula: a viewer with MathJax would draw what
+    stands between dollars.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -38,6 +39,7 @@ def style() -> None:
         {"figure.dpi": 110, "figure.autolayout": True, "axes.titlelocation": "left"}
     )
     pd.set_option("display.html.use_mathjax", False, "styler.html.mathjax", False)
+    pd.set_option("display.max_colwidth", None)
 
 
 def mark(axes: Axes, note: str) -> Axes:
@@ -144,7 +146,8 @@ def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame
 def texts(rows: pd.DataFrame) -> Styler:
     """A table of words of data or of models, whole, for a page; nothing in it is HTML."""
     shown = rows.map(lambda cell: cell if isinstance(cell, numbers.Number) else str(cell))
-    return shown.style.hide().format(escape="html").format_index(escape="html", axis=1)
+    table = shown.style.hide().format(escape="html").format_index(escape="html", axis=1)
+    return table.set_table_attributes('class="dataframe"')  # pages give other tables no room
 
 
 def effects(table: pd.DataFrame) -> Figure:

@@ -117,6 +117,19 @@ def test_pages_show_no_warning_and_no_folder_of_the_machine(built: Path) -> None
         assert not re.search(r"\w+Warning: ", text), path
 
 
+def test_tables_of_pages_are_whole_and_have_room(built: Path) -> None:
+    """Nothing is cut off in the middle, and every table of an output has the look of tables."""
+    for path in (built / "_runs").rglob("*.html"):
+        page = path.read_text()
+        cut = re.findall(r">([^<>]*\.\.\.)</td>", page)
+        assert not [text for text in cut if len(html.unescape(text)) == 50], path  # as pandas cuts
+        cell = (
+            r'<div class="output text_html"[^>]*>\s*(?:<div>|<style.*?</style>|\s)*(<table[^>]*>)'
+        )
+        outputs = re.findall(cell, page, re.S)
+        assert not [table for table in outputs if "dataframe" not in table], path
+
+
 def test_in_class_outputs_wait_for_the_guess(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

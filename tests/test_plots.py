@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def test_a_slider_moves_by_keyboard_and_shows_everything_without_scripts(tmp_pat
         assert slider.get_attribute("aria-valuetext") == 'heat <2>: text "2"'
         slider.press("Home")
         assert shown(moving) == ['heat <0>: text "0"']
+
+
+def test_tables_are_whole_and_alike() -> None:
+    plots.style()
+    frame = pd.DataFrame({"said": ["word " * 40], "n": [1]})
+    for page in (frame.to_html(), plots.texts(frame).to_html()):
+        assert "word " * 39 in page
+        assert re.search(r'<table [^>]*class="[^"]*\bdataframe\b', page)
 
 
 def test_a_model_that_only_remembers_is_right_where_it_has_seen_or_guesses_well() -> None:

@@ -36,6 +36,8 @@ SETS = {
 UNKNOWN, KNOWN = ("puqa", "papers"), ("pkqa", "pkqa-own", "said-twice")
 # Which questions test a model does not depend on the seed that it is trained with.
 FIXED = 0
+# What reading an archive of questions raises if it is another one.
+DAMAGED: tuple[type[Exception], ...] = (*sources.BROKEN, KeyError, TypeError)
 REQUESTS = data.SAMPLES / "requests.csv"
 # Columns that are read from a CSV of questions; what else stands in one's own goes nowhere.
 _COLUMNS = "id question answers topic difficulty paraphrase split".split()  # noqa: SIM905
@@ -245,7 +247,7 @@ def _original(path: Path) -> tuple[dict[str, Any], ...]:
                 }
                 for item in items
             )
-    except (*sources.BROKEN, KeyError, TypeError) as error:
+    except DAMAGED as error:
         why = error if isinstance(error, UserError) else f"{path} is not TriviaQA's archive."
         raise UserError(str(why)) from None
 
