@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, roc_auc_score
 
-from ethalign import generation, metrics, models, records, scoring
+from ethalign import config, generation, metrics, models, records, results, scoring
 from ethalign.reasons import data, evaluate, prompts, scores
 
 from . import resolved
@@ -409,3 +409,16 @@ def test_every_target_is_read_back_from_its_own_text() -> None:
         assert prompts.read(settings, text) == ("unethical", reason)
     first = resolved("R-then-L").prompt
     assert prompts.read(first, "It is ethical to help and") == (None, "It is ethical to help and")
+
+
+def test_another_machine_finds_the_log_probabilities_of_the_records(mirror: Path) -> None:
+    """Less than a thousandth of a nat away, as the book says; the processor may be any."""
+    run = resolved("pretrained", "small")
+    place = results.RESULTS / "reasons" / "small" / run.model.id / "pretrained" / "0"
+    kept = pd.DataFrame(records.read_rows(place / "predictions.jsonl")).set_index("id")
+    loaded = models.load(config.Model(id=run.model.id, device="cpu", dtype="float32"))
+    rows = data.tests(run)["dfar"].head(32)
+    asked = [prompts.question(run.prompt, text) for text in rows["statement"]]
+    found = scoring.choice_logprobs(loaded.model, loaded.tokenizer, asked, prompts.CHOICES)
+    then = kept.loc[rows["id"], [f"logp_{label}" for label in prompts.LABELS]].to_numpy(float)
+    np.testing.assert_allclose(found, then, rtol=0, atol=1e-3)
