@@ -168,7 +168,7 @@ def _extract(archive: Path, wanted: str, target: Path) -> None:
         Exception: one of ``BROKEN``.
     """
     total = found = 0
-    for number, (name, size, opened) in enumerate(_members(archive), 1):
+    for number, (name, size, opened) in enumerate(members(archive), 1):
         total += size
         if number > MEMBERS or total > LARGEST:
             raise UserError(f"it has more than {MEMBERS:,} files or {LARGEST:,} bytes")
@@ -187,7 +187,7 @@ def _extract(archive: Path, wanted: str, target: Path) -> None:
         raise UserError(f"it holds no single {wanted}")
 
 
-def _members(archive: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+def members(archive: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
     """Name, size and opener of the regular files in a zip or tar archive; links are none."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as packed:

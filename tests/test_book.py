@@ -119,6 +119,7 @@ def test_pages_show_no_warning_and_no_folder_of_the_machine(built: Path) -> None
 
 def test_tables_of_pages_are_whole_and_have_room(built: Path) -> None:
     """Nothing is cut off in the middle, and every table of an output has the look of tables."""
+    seen = 0
     for path in (built / "_runs").rglob("*.html"):
         page = path.read_text()
         cut = re.findall(r">([^<>]*\.\.\.)</td>", page)
@@ -128,6 +129,8 @@ def test_tables_of_pages_are_whole_and_have_room(built: Path) -> None:
         )
         outputs = re.findall(cell, page, re.S)
         assert not [table for table in outputs if "dataframe" not in table], path
+        seen += len(outputs)
+    assert seen, "or the pattern has grown old"
 
 
 def test_in_class_outputs_wait_for_the_guess(

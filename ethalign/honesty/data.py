@@ -11,7 +11,6 @@ import ast
 import csv
 import functools
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -228,28 +227,21 @@ def _trivia(name: str, split: str, path: Path) -> Rows:
 @functools.lru_cache(maxsize=1)
 def _original(path: Path) -> tuple[dict[str, Any], ...]:
     """The training questions as TriviaQA's authors publish them, the answer's own name first."""
-    end = "unfiltered-web-train.json"
     try:
-        with tarfile.open(path) as packed:
-            file = next((m for m in packed if m.isreg() and m.name.endswith(f"/{end}")), None)
-            if file is None:
-                raise UserError(f"{path} holds no {end}.")
-            content = packed.extractfile(file)
-            assert content is not None, "it is a regular file"
-            items = json.load(content, object_hook=_without_evidence)["Data"]
-            return tuple(
-                {
-                    "id": f"triviaqa-{item['QuestionId']}",
-                    "question": item["Question"].strip(),
-                    "answers": [
-                        *dict.fromkeys([item["Answer"]["Value"], *item["Answer"]["Aliases"]])
-                    ],
-                }
-                for item in items
-            )
-    except DAMAGED as error:
-        why = error if isinstance(error, UserError) else f"{path} is not TriviaQA's archive."
-        raise UserError(str(why)) from None
+        for name, _, opened in sources.members(path):
+            if name.endswith("/unfiltered-web-train.json"):
+                with opened() as content:
+                    items = json.load(content, object_hook=_without_evidence)["Data"]
+                return tuple(map(_asked, items))
+    except DAMAGED:
+        raise UserError(f"{path} is not TriviaQA's archive.") from None
+    raise UserError(f"{path} holds no unfiltered-web-train.json.")
+
+
+def _asked(item: dict[str, Any]) -> dict[str, Any]:
+    answers = dict.fromkeys([item["Answer"]["Value"], *item["Answer"]["Aliases"]])
+    question = item["Question"].strip()
+    return {"id": f"triviaqa-{item['QuestionId']}", "question": question, "answers": [*answers]}
 
 
 def _without_evidence(item: dict[str, Any]) -> dict[str, Any]:

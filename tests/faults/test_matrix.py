@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import functools
 import html
 import importlib
 import inspect
@@ -520,16 +521,11 @@ def table_missing(scene: Scene) -> Seen:
     """A relative path hangs on the project, wherever the command is given."""
     scene.patch.chdir(scene.home)
 
-    def check(name: str, variant: str, **given: str) -> Callable[[], Any]:
-        dotted = {key.replace("__", "."): path for key, path in given.items()}
-        run = config.resolve(name, variant, "smoke", overrides=dotted)
-        return lambda: study.find(name).preflight(run)
-
-    both = {"data__train": "none.csv", "data__test": "none.csv"}
-    missing = f"{config.ROOT}/none.csv is missing"
-    seen = refused(check("reasons", "L", **both), missing)
-    assert seen == refused(check("ambiguity", "soft", **both), missing)
-    assert seen == refused(check("honesty", "absolute", **both), missing)
+    both = {"data.train": "none.csv", "data.test": "none.csv"}
+    for name, variant in (("reasons", "L"), ("ambiguity", "soft"), ("honesty", "absolute")):
+        run = config.resolve(name, variant, "smoke", overrides=both)
+        check = functools.partial(study.find(name).preflight, run)
+        seen = refused(check, f"{config.ROOT}/none.csv is missing")
     return seen
 
 
