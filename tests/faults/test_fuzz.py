@@ -65,7 +65,7 @@ def _setting(path: Path) -> None:
 
 
 def _archive(path: Path) -> None:
-    list(sources._members(path))
+    list(sources.members(path))
 
 
 def _words(path: Path) -> None:

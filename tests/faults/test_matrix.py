@@ -520,7 +520,6 @@ def table_ragged(scene: Scene) -> Seen:
 def table_missing(scene: Scene) -> Seen:
     """A relative path hangs on the project, wherever the command is given."""
     scene.patch.chdir(scene.home)
-
     both = {"data.train": "none.csv", "data.test": "none.csv"}
     for name, variant in (("reasons", "L"), ("ambiguity", "soft"), ("honesty", "absolute")):
         run = config.resolve(name, variant, "smoke", overrides=both)
