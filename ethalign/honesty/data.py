@@ -181,7 +181,7 @@ def tests(run: Run) -> dict[str, pd.DataFrame]:
 def pool_files(run: Run) -> dict[str, Path]:
     """The file that ``pool`` reads, by name."""
     own, name = run.data.train, pool_name(run.data)
-    if not own and run.data.source == "official" and run.honesty.split == "train":
+    if run.honesty.split == "train" and run.data.source == "official" and not own:
         return {"triviaqa-full": sources.fetch(SOURCES["triviaqa-full"])}
     return {f"{name}-train": ROOT / own if own else _path(name, "train", run.data.source)}
 
