@@ -42,7 +42,9 @@ def test_every_official_file_has_an_address_a_checksum_and_a_licence() -> None:
         assert source.url.startswith("https://"), name
         assert source.licence, name
         assert len(source.sha256) == 64 or source.sha256.startswith("git:"), name
-        assert (source.member is None) == (not source.url.endswith((".tar", ".gz", ".zip"))), name
+        packed, kept = (x.endswith((".tar", ".gz", ".zip")) for x in (source.url, source.mirror))
+        assert not kept or packed, name
+        assert (source.member is None) == (kept or not packed), "taken apart, or kept as it is"
 
 
 def test_the_mirror_holds_the_files_as_published(mirror: Path) -> None:
