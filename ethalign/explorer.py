@@ -9,6 +9,7 @@ in the local edition, which a reader makes from files of their own.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from html import escape
@@ -107,11 +108,13 @@ def pack(owner: Study, home: Path, tables: Tables, *, local: bool = False) -> di
         if shown and view.wrote in rows:
             found["wrote"] = _nulls(rows[view.wrote], str)
         predictors.append({"model": model, "seed": seed, "variant": variant, **found})
-    # What the study names first comes first, and with it all of its model.
+    # Language models come first, the smallest before all; encoders do not say how large they are.
     order = {name: k for k, name in enumerate(owner.order)}
-    predictors.sort(key=lambda p: (p["model"], p["seed"], order.get(p["variant"], 99)))
-    ranks = [(order.get(p["variant"], 99), p["model"]) for p in predictors]
-    predictors.sort(key=lambda p: min(rank for rank in ranks if rank[1] == p["model"]))
+    size = {p["model"]: records.size_of(p["model"]) for p in predictors}
+    size = {model: math.inf if math.isnan(n) else n for model, n in size.items()}
+    predictors.sort(
+        key=lambda p: (size[p["model"]], p["model"], p["seed"], order.get(p["variant"], 99))
+    )
     return {
         "names": names,
         "fields": [

@@ -95,14 +95,17 @@ def made(name: str, scale: str = "small") -> str:
         told = ", ".join(f"`{k}={json.dumps(v)}`" for k, v in own.items() if k not in shown)
         tuning = config.read_yaml(path.parent / "config.yaml")["tuning"]
         tuned = "finetune" in record["stages"]
-        how = [f"{tuning[key]:g}" if tuned else "" for key in ("epochs", "lr")]
+        facts = record["stages"].get("finetune", {})
+        dtype = next((s["model"]["dtype"] for s in record["stages"].values() if "model" in s), "")
+        rows = f"{facts['rows']:,}" if "rows" in facts else ""
+        how = [rows, *(f"{tuning[key]:g}" if tuned else "" for key in ("epochs", "lr")), dtype]
         found.setdefault((model, *how, told), {}).setdefault(variant, []).append(seed)
     body = []
     for (model, *how), variants in sorted(found.items(), key=lambda f: records.size_of(f[0][0])):
         known = sorted(variants, key=lambda v: (*owner.order, v).index(v))
         told = "; ".join(f"{tables.word(name, v)} ({len(variants[v])})" for v in known)
         body.append((tables.word(name, model), told, *how))
-    heads = ["model", "variant (seeds)", "epochs", "learning rate", "also set"]
+    heads = ["model", "variant (seeds)", "rows", "epochs", "learning rate", "dtype", "also set"]
     return tables.markdown(heads, body)
 
 

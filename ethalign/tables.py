@@ -35,6 +35,9 @@ WORDS = {
     "minilm-l6": "MiniLM encoder",
 }
 
+#: In place of a paper's figure, of which it need not be said that there is none.
+NO_FIGURE = "no figure available to us"
+
 
 def facts(name: str, scale: str = "small") -> dict[str, Any]:
     """Numbers of the committed results that the book's prose quotes, as text.
@@ -43,9 +46,9 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
         ``scores``: variant to metric to value over all items of the study's main data set, with
         ``_`` for ``-`` in names; ``on``: the same for every data set by name, with
         ``n``, the items behind the variant's last metric; ``question``, ``answer`` and ``tally``
-        of its claims; the ``smallest`` and the ``largest`` model that was asked; and what the
-        study adds. Means over seeds, of the first model. Empty where no reference run is
-        committed.
+        of its claims; how many ``seeds``; the ``smallest`` and the ``largest`` model that was
+        asked; and what the study adds. Means over seeds, of the first model. Empty where no
+        reference run is committed.
     """
     owner = study.find(name)
     reference = results.published(name, scale)
@@ -60,12 +63,14 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
     more = owner.facts(reference, results.RESULTS / name / scale)
     asked = sorted(filter(None, tests.recorded(name, scale)["model"].unique()), key=size_of)
     ends = {"smallest": asked[0], "largest": asked[-1]} if asked else {}
+    seeds = reference["seed"].nunique()
     return {
         "scores": on.get(owner.main.replace("-", "_"), {}),
         "on": on,
         "question": owner.question,
         "answer": answer(name),
         "tally": tally(name),
+        "seeds": "one training seed" if seeds == 1 else f"{seeds} training seeds",
         **{key: word(name, model) for key, model in ends.items()},
         **more,
     }
@@ -78,15 +83,17 @@ def reported(name: str, path: str | None = None) -> str:
     """
     table = results.reported(name, path)
     if len(table.groupby(["dataset", "metric"])) <= WIDE:
-        return _reported(table)
+        return _reported(name, table)
     parts = table.groupby("dataset", sort=False)
-    return "\n".join(f"**{key}**\n\n{_reported(part.copy())}" for key, part in parts)
+    tables = {word(name, str(key)): _reported(name, part.copy()) for key, part in parts}
+    return "\n".join(f"**{key}**\n\n{told}" for key, told in tables.items())
 
 
-def _reported(table: pd.DataFrame) -> str:
-    metric = table["metric"].str.replace("_", " ")
+def _reported(name: str, table: pd.DataFrame) -> str:
+    metric = table["metric"].map(partial(word, name))
     several = table["dataset"].nunique() > 1
-    table["column"] = table["dataset"].str.upper() + " " + metric if several else metric
+    sets = table["dataset"].map(partial(word, name))
+    table["column"] = sets + " " + metric if several else metric
     table["shown"] = [
         metrics.shown(v, unit) for v, unit in zip(table["value"], table["unit"], strict=True)
     ]
@@ -360,7 +367,7 @@ def glance(name: str, page: str = "", family: str = "primary") -> str:
         where = ", ".join(
             word(name, k) for k in rows[["dataset", "stratum"]].iloc[0] if k != "all"
         )
-        body.append((f"{place} *({where})*", *ours, "<br>".join(paper) or "prints none"))
+        body.append((f"{place} *({where})*", *ours, "<br>".join(paper) or NO_FIGURE))
     heads = [word(name, model) or "not run" for model in models]
     return markdown(["claim", *heads, "the paper"], body)
 
@@ -414,7 +421,7 @@ def answer(name: str) -> str:
         for row in sorted(mine, key=lambda row: size_of(row["model"]))
     ]
     claim = mine[0]["claim"] if mine else "none is written down."
-    paper = ", ".join(theirs) or "no figure printed"
+    paper = ", ".join(theirs) or NO_FIGURE
     return f"*Claim:* {claim} *Paper:* {paper}. *Here:* {', '.join(ours) or 'nothing run'}."
 
 
@@ -427,4 +434,4 @@ def tally(name: str) -> str:
         counts = table[table["model"] == model]["verdict"].value_counts()
         told = ", ".join(f"{counts[w]} {term(w)}" for w in words if counts.get(w))
         parts.append(f"{told} ({word(name, model)})")
-    return f"Of the {table['id'].nunique()} claims of the abstract: {'; '.join(parts)}."
+    return f"Of {table['id'].nunique()} tests of what the abstract claims: {'; '.join(parts)}."

@@ -111,8 +111,10 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
     stage = page.split("/")[-1].partition("-")[0]
     own = page.startswith("_runs/")
     ran = "The notebook of this page was executed; its line <em>Run</em> says what on."
+    if stage in ("findings", "results"):
+        ran = "The notebook of this page was executed on committed records; it runs no model."
     if not own:
-        ran = "Nothing was run for this page. Numbers on it are those of the reference runs."
+        ran = "Nothing was run for this page. Any result it quotes is of the reference runs."
     tables = []
     if len(studies) == 1 and (rows := reference(folder)):
         heads = ["model", "seed", "variant", "data by SHA-256", "device", "seconds", "commit"]

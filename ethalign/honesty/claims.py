@@ -216,14 +216,13 @@ def taught(sampled: pd.DataFrame, tau: float = 0.1) -> pd.Series[float]:
 
 
 def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
-    """What prose quotes beside scores: models, seeds, and what each method taught to decline."""
+    """What prose quotes beside scores: models, and what each method taught, on how many rows."""
     probed = records.of_runs(home, "*/knowledge/*/knowledge.jsonl")
-    shares = (
-        taught(pd.DataFrame(records.read_rows(probed[0]))) if probed else pd.Series(dtype=float)
-    )
+    sampled = pd.DataFrame(records.read_rows(probed[0])) if probed else pd.DataFrame()
+    shares = taught(sampled) if probed else pd.Series(dtype=float)
     return {
         "models": ", ".join(f"`{name}`" for name in reference["model"].unique()),
-        "seeds": str(reference["seed"].nunique()),
+        "sampled": f"{len(sampled):,}",
         "least": str(LEAST),
         "taught": {
             str(name).replace("-", "_").replace(", behaviour=", "_"): metrics.shown(share, "share")

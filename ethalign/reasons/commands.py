@@ -19,6 +19,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="CSV for the raters")],
     key: Key = KEY,
     raters: int = 2,
+    rows: Annotated[int | None, typer.Option(help="draw so many; default: all")] = None,
     seed: int = 0,
 ) -> None:
     """Write a blinded CSV of reasons for human raters.
@@ -27,7 +28,8 @@ def export(
     """
     from ethalign.reasons import rating
 
-    typer.echo(rating.rate_export(rating.gather(folder), out, key, raters=raters, seed=seed))
+    found = rating.gather(folder)
+    typer.echo(rating.rate_export(found, out, key, raters=raters, rows=rows, seed=seed))
 
 
 @APP.command("import")
@@ -36,7 +38,7 @@ def import_(
 ) -> None:
     """Misalignment rate and agreement from filled-in rating files.
 
-    Example: ethalign rate import rater-1.csv rater-2.csv --key rating-key.csv
+    Example: ethalign rate import ratings-1.csv ratings-2.csv --key rating-key.csv
     """
     from ethalign.reasons import rating
 

@@ -59,15 +59,25 @@ def gather(folder: Path) -> pd.DataFrame:
 
 
 def rate_export(
-    predictions: pd.DataFrame, out: Path, key: Path, *, raters: int = 2, seed: int = 0
+    predictions: pd.DataFrame,
+    out: Path,
+    key: Path,
+    *,
+    raters: int = 2,
+    rows: int | None = None,
+    seed: int = 0,
 ) -> str:
     """Write one blinded sheet per rater and a key, and say where.
 
     Of ``id, variant, statement, generated`` a sheet holds the statement, the answer, an opaque
     code and an empty column ``aligned``; which variant wrote the answer stands only in the key.
     Every rater gets the same rows in an order of their own, and a number in the name ``out``.
+    ``rows`` draws so many answers, as evenly from the variants as they allow.
     """
     random = np.random.default_rng(seed)
+    drawn = predictions.iloc[random.permutation(len(predictions))]
+    turn = drawn.groupby("variant").cumcount()
+    predictions = drawn.iloc[np.argsort(turn, kind="stable")[:rows]]
     table = predictions.assign(
         code=[f"r{n:05d}" for n in random.permutation(len(predictions))],
         answer=predictions["generated"],

@@ -133,6 +133,7 @@ STUDY = Study(
         "misalignment_stance": "misaligned reasons, by stance",
         "misalignment_judge": "misaligned reasons, by the learned judge",
         "says_unethical": "says unethical",
+        "chrf": "chrF",
     },
     texts=("generated", "reason", "statement", "prompt", "completion", "answer"),
     claims=claims.contrast,

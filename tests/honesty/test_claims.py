@@ -278,7 +278,7 @@ def test_numbers_that_prose_quotes_come_from_the_records(tmp_path: Path) -> None
     records.write(tmp_path / "m" / "knowledge" / "0" / "knowledge.jsonl", pd.DataFrame([probed]))
     rows = pd.DataFrame({"model": ["m", "m", "n"], "seed": [0, 1, 0]})
     found = claims.facts(rows, tmp_path)
-    assert (found["models"], found["seeds"], found["least"]) == ("`m`, `n`", "2", "20")
+    assert (found["models"], found["sampled"], found["least"]) == ("`m`, `n`", "1", "20")
     assert found["taught"]["multisample"] == "75.0"
     assert found["taught"]["absolute_paper"] == found["taught"]["absolute"] == "0.0"
     assert claims.facts(rows, tmp_path / "none")["taught"] == {}

@@ -44,6 +44,17 @@ def test_sheets_are_blind_and_harmless(tmp_path: Path) -> None:
     assert sheets[0]["code"].tolist() != sheets[1]["code"].tolist()
 
 
+def test_a_few_answers_are_drawn_evenly_and_the_same_for_all_raters(tmp_path: Path) -> None:
+    rating.rate_export(PREDICTIONS, tmp_path / "sheet.csv", tmp_path / "key.csv", rows=4)
+    key = pd.read_csv(tmp_path / "key.csv", dtype=str)
+    assert key["variant"].value_counts().tolist() == [2, 2]
+    for number in (1, 2):
+        sheet = pd.read_csv(tmp_path / f"sheet-{number}.csv", dtype=str)
+        assert sorted(sheet["code"]) == sorted(key["code"])
+    found = rating.rate_import(fill(tmp_path, [lambda v: "yes"] * 2), tmp_path / "key.csv")
+    assert found.items == 4
+
+
 def test_ratings_come_back_as_rates_by_variant(tmp_path: Path) -> None:
     rating.rate_export(PREDICTIONS, tmp_path / "sheet.csv", tmp_path / "key.csv", raters=3, seed=0)
     files = fill(tmp_path, [lambda v: "yes" if v == "LR" else "no"] * 2 + [lambda v: "no"])
