@@ -221,7 +221,10 @@ def growth(table: pd.DataFrame) -> Figure:
 
 def told(what: str, rows: pd.DataFrame) -> str:
     """The text of a figure for those who do not see it: what it shows, and its numbers."""
-    cells = zip(*(rows[key] for key in ("variant", "value", "unit")), strict=True)
+    names = rows["variant"]
+    if "model" in rows and rows["model"].nunique() > 1:
+        names = names + " (" + rows["model"] + ")"
+    cells = zip(names, rows["value"], rows["unit"], strict=True)
     return f"{what}: " + "; ".join(f"{v} {metrics.shown(x, u)}" for v, x, u in cells if x == x)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from ethalign import config, results
+from ethalign import config, records, results
 from ethalign.config import ROOT
 
 # What the theme's templates leave to be desired, and what to put there; none matches twice.
@@ -124,7 +124,8 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
             '<div class="pst-scrollable-table-container" tabindex="0" role="region"'
             ' aria-label="The reference runs"><table class="table"><thead><tr>',
             "".join(f'<th scope="col">{head}</th>' for head in heads),
-            f"</tr></thead><tbody>{''.join(cells)}</tbody></table></div></details>",
+            f"</tr></thead><tbody>{''.join(cells)}</tbody></table></div>",
+            "<p>A commit with + had changes that were not committed yet.</p></details>",
         ]
     files, live = [], ""
     for copy in sorted((root.parent / "beside" / "runs" / folder).glob("*.ipynb") if own else ()):
@@ -147,7 +148,8 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
         for path, label in files
     )
     cited = citation()
-    told = f"{', '.join(authors())} ({year}). {cited['title']}. Version {cited['version']}."
+    told = f"{', '.join(authors())} ({year}). {cited['title']}. Version {cited['version']}"
+    told += f", commit {records.commit()}."
     return (
         '<section class="about" aria-labelledby="about-this-page">'
         '<h2 id="about-this-page">About this page</h2>'

@@ -107,6 +107,7 @@ def plane(groups: Mapping[str, pd.DataFrame]) -> Axes:
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.ticker import PercentFormatter
 
     _, axes = plt.subplots(figsize=(9, 4.6))
     for honest in np.arange(0.1, 1.0, 0.1):
@@ -121,7 +122,10 @@ def plane(groups: Mapping[str, pd.DataFrame]) -> Axes:
         palette="colorblind", ax=axes,
     )  # fmt: skip
     limits = (-0.03, 1.06)
-    axes.set(xlabel="over-conservativeness", ylabel="prudence", xlim=limits, ylim=limits)
+    axes.set(xlim=limits, ylim=limits)
+    axes.set(xlabel="over-conservativeness (%)", ylabel="prudence (%)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, symbol=""))
     axes.legend(**BESIDE, fontsize="small")
     return axes
 

@@ -18,8 +18,8 @@ LEAK = {
     "same_label": "… of these with the same label",
     "same_reason": "… with the same reason, encoding repaired",
     "same_reason_as_published": "… with the same reason, byte for byte",
-    "near_copy": "clean test statements that nearly stand there (letters, cosine 0.8)",
-    "family_in_train": "clean test statements that open with four words as one there does",
+    "near_copy": "clean test statements nearly identical to one in training (letters, cosine 0.8)",
+    "family_in_train": "clean test statements that share their first four words with one there",
 }
 
 
