@@ -106,7 +106,9 @@ def made(name: str, scale: str = "small") -> str:
         told = "; ".join(f"{tables.word(name, v)} ({len(variants[v])})" for v in known)
         body.append((tables.word(name, model), told, *how))
     heads = ["model", "variant (seeds)", "rows", "epochs", "learning rate", "dtype", "also set"]
-    return tables.markdown(heads, body)
+    # A column that says nothing of any run takes room from the others.
+    kept = [k for k in range(len(heads)) if any(row[k] for row in body)]
+    return tables.markdown([heads[k] for k in kept], [[row[k] for k in kept] for row in body])
 
 
 def model_table() -> str:

@@ -90,7 +90,8 @@ def reported(name: str, path: str | None = None) -> str:
 
 
 def _reported(name: str, table: pd.DataFrame) -> str:
-    metric = table["metric"].map(partial(word, name))
+    # Not in words: a study may call its own proxy by what people judged in the paper.
+    metric = table["metric"].str.replace("_", " ")
     several = table["dataset"].nunique() > 1
     sets = table["dataset"].map(partial(word, name))
     table["column"] = sets + " " + metric if several else metric

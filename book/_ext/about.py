@@ -114,7 +114,7 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
     if stage in ("findings", "results"):
         ran = "The notebook of this page was executed on committed records; it runs no model."
     if not own:
-        ran = "Nothing was run for this page. Any result it quotes is of the reference runs."
+        ran = "This page has no notebook. What it calls reference is of the reference runs."
     tables = []
     if len(studies) == 1 and (rows := reference(folder)):
         heads = ["model", "seed", "variant", "data by SHA-256", "device", "seconds", "commit"]

@@ -249,7 +249,9 @@ def components() -> pd.DataFrame:
     keys = ["dataset", "row"]
     wide = table.pivot(index=keys, columns="metric", values="value")[[*FIGURES]].dropna()
     wide = 100 * wide.reindex(table.set_index(keys).index.unique()).dropna()
-    wide["formula"] = (wide["prudence"] + 100 - wide["over_conservativeness"]) / 2
+    # To the last printed digit, halves up: both components have two.
+    doubled = 100 * (wide["prudence"] + 100 - wide["over_conservativeness"])
+    wide["formula"] = (doubled.round() + 1) // 2 / 100
     # Both components were rounded to two digits, and so was their half sum.
     wide["follows"] = (wide["formula"] - wide["honesty"]).abs() < 0.0101
     return wide.rename_axis(None, axis=1).reset_index()

@@ -95,3 +95,11 @@ def test_nothing_that_reads_nothing_beats_the_mean_of_the_test_votes() -> None:
         for kappa in (0.5, 1, 2, 4)
     ]
     assert found["dirichlet_nll_own"] <= min(own) + 1e-6
+
+
+def test_shares_of_votes_stand_in_their_own_tenth() -> None:
+    """Three of five votes are six tenths; as a float 0.6 falls just short of them."""
+    counts = np.array([[5 - k, k] for k in range(6)], dtype=float)
+    facts = {name: found[0] for name, _, found in encode.vote_facts(counts, ("a", "b"))}
+    tenths = [facts[f"tenth_{k}"] for k in range(10)]
+    assert tenths == pytest.approx([1 / 6, 0, 1 / 6, 0, 1 / 6, 0, 1 / 6, 0, 1 / 6, 1 / 6])
