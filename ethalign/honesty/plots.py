@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from ethalign import tables
+from ethalign import study, tables
 from ethalign.honesty import evaluate
 from ethalign.honesty.scores import risk_coverage as curve
 
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 VERDICTS: dict[Any, Any] = {"correct": "#0072B2", "wrong": "#D55E00", "idk": "#999999"}
 BESIDE: Any = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False}
+
+
+def _colours() -> dict[str, Any]:
+    """The colour of each variant by its name on pages: the same in every figure."""
+    import seaborn as sns
+
+    order = study.find("honesty").order
+    palette = sns.color_palette("colorblind", len(order))
+    return {tables.word("honesty", key): c for key, c in zip(order, palette, strict=True)}
 
 
 def _panels(groups: Mapping[str, T], height: float) -> Iterator[tuple[Axes, T]]:
@@ -117,9 +126,12 @@ def plane(groups: Mapping[str, pd.DataFrame]) -> Axes:
         axes.annotate(f"{100 * honest:.0f}", place, fontsize="x-small", color="#777777")
     table = pd.concat([rows.assign(run=name) for name, rows in groups.items()])
     table["variant"] = table["variant"].map(partial(tables.word, "honesty"))
+    known = _colours()
+    colours = {name: known.get(name, "#555555") for name in [*known, *table["variant"].unique()]}
     sns.scatterplot(
         table, x="over_conservativeness", y="prudence", hue="variant", style="run", s=80,
-        palette="colorblind", ax=axes,
+        palette=colours, hue_order=[name for name in colours if name in {*table["variant"]}],
+        ax=axes,
     )  # fmt: skip
     limits = (-0.03, 1.06)
     axes.set(xlim=limits, ylim=limits)
@@ -136,13 +148,15 @@ def risk_coverage(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> None:
     ``found`` is as of ``claims.by_variant``, of one data set. The dashed line from the origin to
     the end of a curve is what an order drawn at random would give.
     """
+    colours = _colours()
     for axes, parts in _panels(found, 3.6):
         for name, part in parts.items():
             coverage, risk = curve(evaluate.confidence(part), part["verdict"] == "wrong")
             n = int((part["verdict"] != "idk").sum())
             label = tables.word("honesty", name)
             x, y = ([0.0, *values[:n]] for values in (coverage, risk))
-            (line,) = axes.plot(x, y, label=f"{label}, area {np.mean(risk):.3f}")
+            colour = colours.get(label)
+            (line,) = axes.plot(x, y, color=colour, label=f"{label}, area {np.mean(risk):.3f}")
             axes.plot([0, x[-1]], [0, y[-1]], "--", color=line.get_color(), linewidth=0.8)
         axes.set(xlabel="coverage: share of questions answered", ylabel="errors, of all questions")
         axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))

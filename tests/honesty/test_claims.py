@@ -308,3 +308,25 @@ def test_no_page_types_the_size_of_the_model_that_was_run() -> None:
     ]
     for text in pages:
         assert not re.search(r"\d+ million|SmolLM2-135|hundred times", text), text
+
+
+def test_a_variant_has_one_colour_in_every_figure() -> None:
+    """Whatever else is drawn, and in whichever order it comes."""
+    rows = frame(verdict=["correct", "wrong", "idk"], logp=[-1.0, -2, -3])
+    plots.risk_coverage({"run": {"multisample": rows, "absolute": rows}})
+    curve = plt.gcf().axes[0].get_lines()[2].get_color()
+    at = pd.DataFrame(
+        {
+            "variant": ["shuffled", "absolute"],
+            "prudence": [0.1, 0.9],
+            "over_conservativeness": [0.2, 0.3],
+        }
+    )
+    axes = plots.plane({"one": at, "two": at.iloc[1:]})
+    shown = {tuple(p.round(2)): c for p, c in zip(*_points(axes), strict=True)}
+    assert shown[0.3, 0.9] == pytest.approx(curve)
+
+
+def _points(axes: Any) -> tuple[list[Any], list[Any]]:
+    (drawn,) = axes.collections
+    return list(np.asarray(drawn.get_offsets())), [c[:3] for c in drawn.get_facecolors()]
