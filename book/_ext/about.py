@@ -112,7 +112,7 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
     own = page.startswith("_runs/")
     ran = "The notebook of this page was executed; its line <em>Run</em> says what on."
     if stage in ("findings", "results"):
-        ran = "The notebook of this page was executed on committed records; it runs no model."
+        ran = "The notebook of this page was executed; it reads records and runs no model."
     if not own:
         ran = "This page has no notebook. What it calls reference is of the reference runs."
     tables = []
