@@ -1,13 +1,14 @@
-"""Figures of the book: seaborn, a colour-blind safe palette, intervals wherever they exist."""
+"""Figures of the book: seaborn, one palette, intervals wherever they exist."""
 
 from __future__ import annotations
 
 import base64
 import html
 import io
+import itertools
 import numbers
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,13 @@ from ethalign import metrics
 #: Columns whose values pages have words for.
 NAMED = ("model", "variant", "dataset", "stratum", "metric")
 
+#: Colours that stand out from white, and from the dark page on which their lightness is turned
+#: over, by 3 : 1 (WCAG 2.2, 1.4.11), and from one another for those who see no red or no green.
+PALETTE = (
+    "#0173b2", "#d55e00", "#029e73", "#cc78bc", "#5a6969",
+    "#b4874b", "#690f78", "#871e3c", "#2d4b00", "#7878f0",
+)  # fmt: skip
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def style() -> None:
-    """Set the look of every figure: white grid, colour-blind palette, readable on a phone.
+    """Set the look of every figure: white grid, ``PALETTE``, readable on a phone.
 
     In tables no word is cut off, and nothing is a formula: a viewer with MathJax would draw what
     stands between dollars.
@@ -34,7 +42,7 @@ def style() -> None:
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    sns.set_theme(style="whitegrid", palette="colorblind", context="notebook")
+    sns.set_theme(style="whitegrid", palette=PALETTE, context="notebook")
     plt.rcParams.update(
         {"figure.dpi": 110, "figure.autolayout": True, "axes.titlelocation": "left"}
     )
@@ -57,9 +65,9 @@ def losses(log: pd.DataFrame, smooth: int = 5) -> Axes:
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(figsize=(7, 3))
-    axes.plot(log["step"], log["loss"], color="#999999", linewidth=0.8, label="one update")
+    axes.plot(log["step"], log["loss"], color="#8c8c8c", linewidth=0.8, label="one update")
     mean = log["loss"].rolling(smooth, min_periods=1).mean()
-    axes.plot(log["step"], mean, color="#0072B2", linewidth=2, label=f"mean of {smooth}")
+    axes.plot(log["step"], mean, color=PALETTE[0], linewidth=2, label=f"mean of {smooth}")
     axes.set(xlabel="update", ylabel="loss (nats per target token)", ylim=(0, None))
     axes.legend()
     return axes
@@ -83,12 +91,13 @@ def intervals(
         lines: name to place of vertical lines.
     """
     import matplotlib.pyplot as plt
-    import seaborn as sns
+
+    from ethalign.models import PACKAGED
 
     names = [v for v in order if v in set(rows["variant"])]
     names += [v for v in dict.fromkeys(rows["variant"]) if v not in names]
     groups, called = list(dict.fromkeys(rows[hue])), words(rows)
-    colours = sns.color_palette("colorblind", len(groups))
+    look = looks(map(called, groups), map(called, PACKAGED) if hue == "model" else ())
     each = max(0.42, 0.17 * len(groups))
     _, axes = plt.subplots(figsize=(7, 0.8 + each * len(names)))
     for k, group in enumerate(groups):
@@ -97,7 +106,13 @@ def intervals(
         y = np.array([names.index(v) for v in part.index]) + offset(k, len(groups))
         error = np.array([part["value"] - part["low"], part["high"] - part["value"]]).clip(min=0)
         axes.errorbar(
-            part["value"], y, xerr=error, fmt="o", color=colours[k], capsize=2, label=called(group)
+            part["value"],
+            y,
+            xerr=error,
+            linestyle="",
+            capsize=2,
+            label=called(group),
+            **look[called(group)],
         )
     for style, (name, level) in zip(("--", ":", "-."), (lines or {}).items(), strict=False):
         axes.axvline(level, color="black", linestyle=style, linewidth=1, label=name)
@@ -107,6 +122,24 @@ def intervals(
         place = (0.5, -0.6 / (0.2 + each * len(names)))
         axes.legend(loc="upper center", bbox_to_anchor=place, ncols=3, frameon=False)
     return axes
+
+
+def looks(names: Iterable[str], known: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each name: those of its place in ``known``, where all figures agree.
+
+    Names that are not known come after them; where none is, they come first.
+    """
+    names, known = list(names), list(known)
+    every = dict.fromkeys([*known, *names] if {*names} & {*known} else names)
+    cycle = ({"color": c, "marker": m} for m in itertools.cycle("osD^") for c in PALETTE)
+    return dict(zip(every, cycle, strict=False))
+
+
+def variants(name: str) -> list[str]:
+    """What pages call the variants of a study, in its order."""
+    from ethalign import study, tables
+
+    return [tables.word(name, key) for key in study.find(name).order]
 
 
 def words(rows: pd.DataFrame) -> Callable[[str], str]:
@@ -161,8 +194,13 @@ def effects(table: pd.DataFrame) -> Figure:
     panels = list(table.groupby("claim", sort=False))
     figure, grid = plt.subplots(len(panels), 1, figsize=(4.6, 2.4 * len(panels)), squeeze=False)
     looks: dict[Any, dict[str, Any]] = {
-        "paper": {"fmt": "s", "color": "#D55E00", "mfc": "white", "label": "printed in the paper"},
-        "here": {"fmt": "o", "color": "#0072B2", "label": "run here"},
+        "paper": {
+            "fmt": "s",
+            "color": PALETTE[1],
+            "mfc": "white",
+            "label": "printed in the paper",
+        },
+        "here": {"fmt": "o", "color": PALETTE[0], "label": "run here"},
     }
     for axes, (_, part) in zip(grid.flat, panels, strict=True):
         scale = 100 if part["unit"].isin(["share", "part"]).all() else 1

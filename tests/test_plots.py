@@ -11,6 +11,7 @@ import numpy as np
 import pages
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from playwright.sync_api import Page
 
 from ethalign import config, plots, results, tables
@@ -46,6 +47,50 @@ def test_a_slider_moves_by_keyboard_and_shows_everything_without_scripts(tmp_pat
         assert slider.get_attribute("aria-valuetext") == 'heat <2>: text "2"'
         slider.press("Home")
         assert shown(moving) == ['heat <0>: text "0"']
+
+
+def _contrast(colour: Any, ground: Any) -> float:
+    """The contrast ratio of two colours (3,), as WCAG 2.2 defines it."""
+    both = np.array([colour, ground], dtype=float)
+    linear = np.where(both <= 0.04045, both / 12.92, ((both + 0.055) / 1.055) ** 2.4)
+    low, high = sorted(linear @ [0.2126, 0.7152, 0.0722])
+    return float((high + 0.05) / (low + 0.05))
+
+
+@pytest.mark.skipif(pages.chromium() is None, reason="no Chromium here")
+@pytest.mark.parametrize(("theme", "ground"), [("light", "#ffffff"), ("dark", "#14181e")])
+def test_colours_of_figures_stand_out_from_the_page(
+    tmp_path: Path, theme: str, ground: str
+) -> None:
+    assert _contrast((0, 0, 0), (1, 1, 1)) == pytest.approx(21)
+    plt.imsave(tmp_path / "swatches.png", np.array([[to_rgb(c) for c in plots.PALETTE]]))
+    sheet = (ROOT / "book" / "_static" / "ethalign.css").as_uri()
+    look = "display: block; width: 500px; height: 50px; image-rendering: pixelated"
+    (tmp_path / "page.html").write_text(
+        f'<html data-theme="{theme}"><link rel="stylesheet" href="{sheet}">'
+        f'<body class="bd-content" style="margin: 0; background: {ground}">'
+        f'<div class="cell_output"><img src="swatches.png" style="{look}"></div>'
+    )
+    with pages.opened() as context:
+        page = context.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        page.screenshot(path=str(tmp_path / "seen.png"))
+    place = 25 + 50 * np.arange(len(plots.PALETTE))
+    seen = plt.imread(tmp_path / "seen.png")[25, place, :3]
+    assert (theme == "light") == np.allclose(seen[0], to_rgb(plots.PALETTE[0]), atol=0.01)
+    ratios = [_contrast(colour, to_rgb(ground)) for colour in seen]
+    assert min(ratios) >= 3, dict(zip(plots.PALETTE, ratios, strict=True))
+
+
+def test_a_model_has_one_colour_in_every_figure() -> None:
+    def drawn(*models: str) -> list[Any]:
+        rows = pd.DataFrame({"study": "reasons", "variant": "L", "model": models})
+        axes = plots.intervals(rows.assign(value=0.5, low=0.4, high=0.6), hue="model")
+        return [bar[0].get_color() for bar in axes.containers]
+
+    small, large = "smollm2-135m-instruct", "qwen2.5-coder-1.5b-instruct"
+    assert drawn(large, small) == [*drawn(large), *drawn(small)]
+    assert drawn(large) != drawn(small)
 
 
 def test_tables_are_whole_and_alike() -> None:

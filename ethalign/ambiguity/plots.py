@@ -34,14 +34,13 @@ def reliability(curves: Mapping[str, Sequence[Group]]) -> Axes:
     95 % of samples if the probabilities were right.
     """
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
     _, axes = plt.subplots(figsize=(5.5, 4.5))
-    colours = sns.color_palette("colorblind", len(curves))
-    for colour, (name, groups) in zip(colours, curves.items(), strict=True):
+    look = plots.looks(curves, plots.variants("ambiguity"))
+    for name, groups in curves.items():
         p, share, low, high, _ = np.array(groups).T
-        axes.fill_between(p, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(p, share, "o-", color=colour, linewidth=1, label=name)
+        axes.fill_between(p, low, high, color=look[name]["color"], alpha=0.15, linewidth=0)
+        axes.plot(p, share, linewidth=1, label=name, **look[name])
     axes.axline(
         (0.5, 0.5), slope=1, linestyle="--", color="black", linewidth=1, label="calibrated"
     )
@@ -58,10 +57,10 @@ def against(votes: Any, model: Any, xlabel: str, ylabel: str) -> Axes:
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(figsize=(4.5, 4.5))
-    axes.scatter(votes, model, s=8, alpha=0.2, color="#0072B2")
+    axes.scatter(votes, model, s=8, alpha=0.2, color=plots.PALETTE[0])
     groups = pd.DataFrame({"x": votes, "y": model}).groupby(np.round(votes, 1))
     x, y, error = groups["x"].mean(), groups["y"].mean(), 1.96 * groups["y"].sem().fillna(0)
-    axes.errorbar(x, y, yerr=error, fmt="o-", color="#D55E00", capsize=3, label="mean")
+    axes.errorbar(x, y, yerr=error, fmt="o-", color=plots.PALETTE[1], capsize=3, label="mean")
     ends = (0, max(1e-9, np.max(votes)))
     axes.plot(ends, ends, "--", color="black", linewidth=1, label="as the votes")
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -80,15 +79,15 @@ def by_disagreement(
         panels: column of both that divides the figure; by default it has one panel.
     """
     import matplotlib.pyplot as plt
-    import seaborn as sns
 
     called = plots.words(rows)
     rows, lines = (t.assign(variant=t["variant"].map(called)) for t in (rows, lines))
-    names, n = rows["variant"].unique(), rows[panels].nunique()
-    colours = dict(zip(names, sns.color_palette("colorblind", len(names)), strict=True))
+    names, n = list(rows["variant"].unique()), rows[panels].nunique()
+    found = plots.looks(names, plots.variants("ambiguity"))
+    look = {name: found[name] for name in names}
     _, grid = plt.subplots(1, n, figsize=(7, 3.6), sharey=True, squeeze=False)
     for axes, (group, part) in zip(grid[0], rows.groupby(panels, sort=False), strict=True):
-        _panel(axes, part, colours, lines[lines[panels] == group])
+        _panel(axes, part, look, lines[lines[panels] == group])
         axes.set_title(group if n > 1 else "", fontsize="x-small")
     grid[0][0].set_ylabel(ylabel)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -96,18 +95,18 @@ def by_disagreement(
 
 
 def _panel(
-    axes: Axes, rows: pd.DataFrame, colours: Mapping[str, Any], lines: pd.DataFrame
+    axes: Axes, rows: pd.DataFrame, look: Mapping[str, dict[str, Any]], lines: pd.DataFrame
 ) -> None:
     strata = [s for s in dict.fromkeys(rows["stratum"]) if s in STRATA]
     for style, (name, line) in zip(STYLES, lines.groupby("variant"), strict=False):
         level = line.drop_duplicates("stratum").set_index("stratum")["value"].reindex(strata)
         ends = np.arange(len(strata))
         axes.hlines(level, ends - 0.4, ends + 0.4, "black", style, label=str(name))
-    for k, (name, colour) in enumerate(colours.items()):
+    for k, (name, how) in enumerate(look.items()):
         part = rows[rows["variant"] == name].set_index("stratum").reindex(strata)
-        x = np.arange(len(strata)) + plots.offset(k, len(colours)) / max(1, len(colours) / 3)
+        x = np.arange(len(strata)) + plots.offset(k, len(look)) / max(1, len(look) / 3)
         error = np.array([part["value"] - part["low"], part["high"] - part["value"]]).clip(min=0)
-        axes.errorbar(x, part["value"], yerr=error, fmt="o", color=colour, capsize=2, label=name)
+        axes.errorbar(x, part["value"], yerr=error, linestyle="", capsize=2, label=name, **how)
     axes.set(xticks=range(len(strata)), xticklabels=strata, xlabel="votes")
 
 
@@ -116,7 +115,7 @@ def order_bias(one: Any, two: Any) -> Axes:
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(figsize=(4.5, 4.5))
-    axes.scatter(one, two, s=8, alpha=0.5, color="#0072B2")
+    axes.scatter(one, two, s=8, alpha=0.5, color=plots.PALETTE[0])
     axes.plot([0, 1], [0, 1], "--", color="black", linewidth=1)
     labels = ("p, the action standing first", "p, the same action standing second")
     axes.set(xlabel=labels[0], ylabel=labels[1], xlim=(0, 1), ylim=(0, 1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from ethalign import study, tables
+from ethalign import plots, tables
 from ethalign.honesty import evaluate
 from ethalign.honesty.scores import risk_coverage as curve
 
@@ -17,17 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 T = TypeVar("T")
-VERDICTS: dict[Any, Any] = {"correct": "#0072B2", "wrong": "#D55E00", "idk": "#999999"}
+VERDICTS: dict[Any, Any] = dict(
+    zip(("correct", "wrong", "idk"), (*plots.PALETTE[:2], "#8c8c8c"), strict=True)
+)
 BESIDE: Any = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False}
 
 
-def _colours() -> dict[str, Any]:
+def _colours() -> dict[str, str]:
     """The colour of each variant by its name on pages: the same in every figure."""
-    import seaborn as sns
-
-    order = study.find("honesty").order
-    palette = sns.color_palette("colorblind", len(order))
-    return {tables.word("honesty", key): c for key, c in zip(order, palette, strict=True)}
+    names = plots.variants("honesty")
+    return {name: look["color"] for name, look in plots.looks(names, names).items()}
 
 
 def _panels(groups: Mapping[str, T], height: float) -> Iterator[tuple[Axes, T]]:
@@ -55,7 +54,7 @@ def threshold(sampled: pd.DataFrame, m: int, tau: float) -> Axes:
     """``known_counts`` with the questions shaded that are declined below a share tau of m."""
     axes = known_counts(sampled, m)
     end = np.ceil(round(tau * m, 6)) - 0.5
-    axes.axvspan(-0.5, end, color="#999999", alpha=0.3, zorder=0)
+    axes.axvspan(-0.5, end, color="#8c8c8c", alpha=0.3, zorder=0)
     axes.axvline(end, color="black", linewidth=2)
     axes.set(xlim=(-0.6, m + 0.6))
     return axes

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ethalign import plots
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LABEL_COLOURS = {"ethical": "#0072B2", "unethical": "#D55E00"}
+LABEL_COLOURS = dict(zip(("ethical", "unethical"), plots.PALETTE, strict=False))
 
 
 def _histogram(table: pd.DataFrame, x: str, label: str, **more: Any) -> Axes:
@@ -52,7 +54,7 @@ def memory(seen: float, majority: float) -> Axes:
 
     figure, axes = plt.subplots(figsize=(6, 2), layout="constrained")
     parts = {"remembered": seen, "guessed rightly": (1 - seen) * majority}
-    looks = (("#0072B2", ""), ("#56B4E9", "//"), ("#dddddd", ""))
+    looks = ((plots.PALETTE[0], ""), ("#56B4E9", "//"), ("#dddddd", ""))
     parts, left = {**parts, "wrong": 1 - sum(parts.values())}, 0.0
     for (name, width), (colour, hatch) in zip(parts.items(), looks, strict=True):
         axes.barh(0, 100 * width, left=100 * left, color=colour, hatch=hatch, label=name)

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ethalign import study
 from ethalign.ambiguity import plots
 
 
@@ -26,3 +27,17 @@ def test_what_is_possible_is_a_line_at_every_degree_of_disagreement() -> None:
         found = [segment[:, 1].mean() for segment in drawn.get_segments()]  # type: ignore[attr-defined]
         assert found == pytest.approx(levels)
         assert [t.get_text() for t in panel.get_xticklabels()] == ["unanimous", "3-2"]
+
+
+def test_a_variant_looks_the_same_whatever_stands_beside_it() -> None:
+    def drawn(*variants: str) -> list[tuple[str, str]]:
+        rows = pd.DataFrame({"study": "ambiguity", "variant": variants, "stratum": "unanimous"})
+        rows = rows.assign(value=0.7, low=0.6, high=0.8)
+        axes = plots.by_disagreement(rows, rows.iloc[:0])
+        lines = [bar[0] for bar in axes.containers]
+        return [(str(line.get_color()), str(line.get_marker())) for line in lines]
+
+    alone, (other, same) = drawn("soft"), drawn("encoder-shuffled", "soft")
+    assert alone == [same]
+    assert other != same
+    assert len(set(drawn(*study.find("ambiguity").order))) == len(study.find("ambiguity").order)

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from ethalign import config, records
 from ethalign.claims import Claim, declared
@@ -324,7 +325,7 @@ def test_a_variant_has_one_colour_in_every_figure() -> None:
     )
     axes = plots.plane({"one": at, "two": at.iloc[1:]})
     shown = {tuple(p.round(2)): c for p, c in zip(*_points(axes), strict=True)}
-    assert shown[0.3, 0.9] == pytest.approx(curve)
+    assert shown[0.3, 0.9] == pytest.approx(to_rgb(curve))
 
 
 def _points(axes: Any) -> tuple[list[Any], list[Any]]:
