@@ -179,7 +179,7 @@ def _generate(*, whole: bool) -> None:
         records.write(GENERATED / f"{name}-effects.md", effects(name))
     records.write(GENERATED / "effects.md", effects())
     records.write(GENERATED / "faults.md", reference.fault_table())
-    records.write(GENERATED / "models.md", reference.model_table())
+    records.write(GENERATED / "models.md", reference.packaged_models())
     records.write(GENERATED / "speed.md", reference.speed_table())
     records.write(GENERATED / "growth.md", reference.growth())
     records.write(GENERATED / "times.md", reference.times())

@@ -111,21 +111,18 @@ def made(name: str, scale: str = "small") -> str:
     return tables.markdown([heads[k] for k in kept], [[row[k] for k in kept] for row in body])
 
 
-def model_table() -> str:
+def packaged_models() -> str:
     """Every packaged model: what was packed, in which packages, and by which hash it is known."""
-    rows = [
-        (
-            f"`{name}`",
-            f"`{spec.upstream}`",
-            f"`{spec.wheel.format(part=f'1…{spec.parts}')}`",
-            f"{'the joined file' if spec.parts > 1 else 'the wheel'}: `{spec.sha256}`",
-            spec.licence,
-            _plain(spec.about),
-        )
+    told = [
+        f"`{name}`\n"
+        f": {_plain(spec.about)}\n"
+        f": made from `{spec.upstream}`, {spec.licence}\n"
+        f": in `{spec.wheel.format(part=f'1…{spec.parts}')}`\n"
+        f": SHA-256 of the {'joined file' if spec.parts > 1 else 'wheel'}: `{spec.sha256}`\n"
         for name, spec in models.PACKAGED.items()
         if spec.wheel
     ]
-    return tables.markdown(["id", "model", "package", "SHA-256", "licence", "what it is"], rows)
+    return "\n".join(told)
 
 
 def _plain(text: str) -> str:
