@@ -33,7 +33,8 @@ class Estimate(NamedTuple):
 
 def shown(value: float, unit: str) -> str:
     """A number as a page shows it: shares and parts in per cent, all else with three decimals."""
-    return f"{100 * value:.1f}" if unit in ("share", "part") else f"{value:.3f}"
+    text = f"{100 * value:.1f}" if unit in ("share", "part") else f"{value:.3f}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def with_interval(

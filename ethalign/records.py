@@ -303,6 +303,8 @@ def caption(where: Path, stage: str) -> str:
     facts = record["stages"][stage]
     data = ", ".join(f"{name} ({sha[:8]})" for name, sha in facts.get("data", {}).items())
     model = {key: plain(str(value)) for key, value in facts.get("model", {}).items()}
+    if model:
+        model["device"] = device_words(model["device"])
     place = "{study} / {variant}, stage {stage}, scale {scale}, seed {seed}"
     parts = [
         place.format(stage=stage, **record),
@@ -312,6 +314,11 @@ def caption(where: Path, stage: str) -> str:
         "ethalign {ethalign}, commit {commit}".format(**record),
     ]
     return "*Run: " + "; ".join(part for part in parts if part) + ".*"
+
+
+def device_words(device: str) -> str:
+    """A recorded device as a page shows it."""
+    return device.replace("(1 threads)", "(1 thread)")
 
 
 def progress(items: Iterable[T], total: int, what: str, unit: str) -> Iterator[T]:

@@ -203,8 +203,7 @@ def heading(name: str, family: str) -> str:
 
 def signed(value: float, unit: str) -> str:
     """A difference with its sign; of shares in points."""
-    text = metrics.shown(value, unit).replace("-", "\N{MINUS SIGN}")
-    return text if value < 0 else f"+{text}"
+    return ("" if value < 0 else "+") + metrics.shown(value, unit)
 
 
 def unit_of(unit: str) -> str:

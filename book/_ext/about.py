@@ -78,7 +78,8 @@ def reference(study: str) -> list[tuple[str, ...]]:
         record = json.loads(path.read_text(encoding="utf-8"))
         stages = record["stages"].values()
         data = {f"{k} {v[:8]}" for stage in stages for k, v in stage.get("data", {}).items()}
-        devices = {stage["model"]["device"] for stage in stages if "model" in stage}
+        used = [stage["model"]["device"] for stage in stages if "model" in stage]
+        devices = {records.device_words(device) for device in used}
         seconds = sum(stage["seconds"] for stage in stages)
         place = path.parent
         told = (", ".join(sorted(data)), ", ".join(sorted(devices)), f"{seconds:,.0f}")
