@@ -177,7 +177,7 @@ def crossed(
         return Crossed(math.nan, math.nan, math.nan, math.nan, np.array([]))
     codes = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(codes)
-    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
+    members, starts = np.argsort(codes, kind="stable"), np.cumsum(sizes) - sizes
     rng, found = np.random.default_rng(seed), np.empty(draws)
     value = float(np.mean([statistic(*arrays) for arrays in seeds]))
     mean = statistic is np.mean and seeds[0][0].ndim == 1
@@ -192,7 +192,11 @@ def crossed(
             found[start : start + len(drawn)] = total / sizes[drawn].sum(1)
             continue
         for place, (items, those) in enumerate(zip(drawn, chosen, strict=True), start):
-            picks = items if groups is None else np.concatenate([members[k] for k in items])
+            picks = items
+            if groups is not None:  # the members of each group that was drawn, one after another
+                many = sizes[items]
+                shift = np.repeat(starts[items] - (np.cumsum(many) - many), many)
+                picks = members[np.arange(len(shift)) + shift]
             found[place] = np.mean([statistic(*(a[picks] for a in seeds[s])) for s in those])
     found = found[~np.isnan(found)]
     if math.isnan(value) or not len(found):
@@ -200,7 +204,7 @@ def crossed(
     low, high = np.quantile(found, TAILS)
     if max(high, value) - min(low, value) < 1e-12:
         whole = all(a.dtype == bool for arrays in seeds for a in arrays)
-        reach = 1 - TAILS[0] ** (1 / len(members)) if whole else math.nan
+        reach = 1 - TAILS[0] ** (1 / len(sizes)) if whole else math.nan
         low, high = np.clip([value - reach, value + reach], -1, 1)
         spread = np.linspace(low, high, len(found)) if whole else np.array([])
         return Crossed(value, float(low), float(high), reach, spread)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pages
 import pytest
 from filelock import FileLock
 
@@ -22,6 +23,10 @@ from ethalign.config import ROOT
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two layers of 32 are too small to share; threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+needs_chromium = pytest.mark.skipif(
+    pages.chromium() is None, reason=f"no Chromium here: none of {', '.join(pages.CHROMIUM)}"
+)
 
 
 @pytest.fixture(scope="session")

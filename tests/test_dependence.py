@@ -79,7 +79,7 @@ SCORED = ("*/evaluate/*",)
 # The votes choose the best epoch by scoring held-out rows.
 JUDGED = ("ambiguity/finetune/*",)
 EDITS: list[tuple[str, str, str, str, tuple[str, ...]]] = [
-    ("a colour", "ethalign/plots.py", "#0072B2", "#0072B3", ()),
+    ("a colour", "ethalign/plots.py", "#0173b2", "#0173b3", ()),
     ("a figure", "ethalign/reasons/plots.py", "log_odds", "", ()),
     ("a table", "ethalign/tables.py", "comparison", "", ()),
     ("a caption", "ethalign/records.py", "caption", "", ()),

@@ -10,12 +10,12 @@ from typing import Any
 import pages
 import pandas as pd
 import pytest
+from conftest import needs_chromium
 from playwright.sync_api import BrowserContext, Page
 
 from ethalign import config, explorer, records, results, study
 from ethalign.config import ROOT
 
-needs_chromium = pytest.mark.skipif(pages.chromium() is None, reason="no Chromium here")
 EVIL = '<img src=x onerror="document.title = 1">'
 ROWS = 5000
 

@@ -11,6 +11,7 @@ import numpy as np
 import pages
 import pandas as pd
 import pytest
+from conftest import needs_chromium
 from matplotlib.colors import to_rgb
 from playwright.sync_api import Page
 
@@ -20,7 +21,7 @@ from ethalign.honesty import plots as of_honesty
 from ethalign.reasons import plots as of_reasons
 
 
-@pytest.mark.skipif(pages.chromium() is None, reason="no Chromium here")
+@needs_chromium
 def test_a_slider_moves_by_keyboard_and_shows_everything_without_scripts(tmp_path: Path) -> None:
     states = [(f"<{k}>", plt.figure(figsize=(1, 1)), f'text "{k}"') for k in range(3)]
     script = (ROOT / "book" / "_static" / "slider.js").as_uri()
@@ -57,7 +58,7 @@ def _contrast(colour: Any, ground: Any) -> float:
     return float((high + 0.05) / (low + 0.05))
 
 
-@pytest.mark.skipif(pages.chromium() is None, reason="no Chromium here")
+@needs_chromium
 @pytest.mark.parametrize(("theme", "ground"), [("light", "#ffffff"), ("dark", "#14181e")])
 def test_colours_of_figures_stand_out_from_the_page(
     tmp_path: Path, theme: str, ground: str

@@ -45,7 +45,7 @@ def _held_out(run: Run, folder: Path) -> Rows:
     positive, margin = (rows["gold"] == "unethical").to_numpy(bool), margins(rows)
     found = {
         "auc": estimate(run, metrics.auroc, rows, margin, positive),
-        "brier": estimate(run, _brier, rows, scipy.special.expit(margin), positive),
+        "brier": estimate(run, np.mean, rows, (scipy.special.expit(margin) - positive) ** 2),
     }
     return as_rows(run, run.variant, "held-out", "all", found)
 
@@ -144,10 +144,6 @@ def of_verdicts(run: Run, part: pd.DataFrame) -> Estimates:
     }
 
 
-def _brier(p: NDArray[Any], positive: NDArray[Any]) -> float:
-    return float(((p - positive) ** 2).mean())
-
-
 def _readings(run: Run, part: pd.DataFrame) -> Estimates:
     """What a model knows of the label whatever its threshold, and what its texts say.
 
@@ -158,7 +154,7 @@ def _readings(run: Run, part: pd.DataFrame) -> Estimates:
     p, ece = scipy.special.expit(margin), calibration.expected_calibration_error
     found = {
         "auc": estimate(run, metrics.auroc, part, margin, positive),
-        "brier": estimate(run, _brier, part, p, positive),
+        "brier": estimate(run, np.mean, part, (p - positive) ** 2),
         "ece": estimate(run, ece, part, p, positive.astype(int)),
         "says_unethical": _share(run, part, part["verdict"] == "unethical"),
         "majority": _share(run, part, part["gold"] == part["gold"].mode()[0]),

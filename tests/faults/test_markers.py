@@ -17,8 +17,7 @@ from xml.etree import ElementTree
 import pages
 import pandas as pd
 import pytest
-from conftest import command
-from test_book import needs_chromium
+from conftest import command, needs_chromium
 
 from ethalign import records
 from ethalign.config import ROOT
