@@ -33,7 +33,8 @@ class Estimate(NamedTuple):
 
 def shown(value: float, unit: str) -> str:
     """A number as a page shows it: shares and parts in per cent, all else with three decimals."""
-    text = f"{100 * value:.1f}" if unit in ("share", "part") else f"{value:.3f}"
+    scaled, places = (100 * value, 1) if unit in ("share", "part") else (value, 3)
+    text = f"{round(scaled, places) + 0.0:.{places}f}"  # minus nothing is nothing
     return text.replace("-", "\N{MINUS SIGN}")
 
 

@@ -131,8 +131,8 @@ def looks(names: Iterable[str], known: Iterable[str] = ()) -> dict[str, dict[str
     """
     names, known = list(names), list(known)
     every = dict.fromkeys([*known, *names] if {*names} & {*known} else names)
-    cycle = ({"color": c, "marker": m} for m in itertools.cycle("osD^") for c in PALETTE)
-    return dict(zip(every, cycle, strict=False))
+    cycle = zip(itertools.cycle(PALETTE), itertools.cycle("osD^vPX"), strict=False)
+    return {name: {"color": c, "marker": m} for name, (c, m) in zip(every, cycle, strict=False)}
 
 
 def variants(name: str) -> list[str]:
@@ -179,7 +179,9 @@ def show(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame
 def texts(rows: pd.DataFrame) -> Styler:
     """A table of words of data or of models, whole, for a page; nothing in it is HTML."""
     shown = rows.map(lambda cell: cell if isinstance(cell, numbers.Number) else str(cell))
-    table = shown.style.hide().format(escape="html").format_index(escape="html", axis=1)
+    styled = shown.style.hide().format(escape="html")
+    reals = list(rows.select_dtypes("float"))
+    table = styled.format("{:g}", subset=reals).format_index(escape="html", axis=1)
     return table.set_table_attributes('class="dataframe"')  # pages give other tables no room
 
 

@@ -203,7 +203,8 @@ def heading(name: str, family: str) -> str:
 
 def signed(value: float, unit: str) -> str:
     """A difference with its sign; of shares in points."""
-    return ("" if value < 0 else "+") + metrics.shown(value, unit)
+    text = metrics.shown(value, unit)
+    return text if text.startswith("\N{MINUS SIGN}") else f"+{text}"
 
 
 def unit_of(unit: str) -> str:

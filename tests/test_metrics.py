@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from ethalign import metrics
+from ethalign import metrics, tables
 
 FLAGS = st.lists(st.booleans(), min_size=1, max_size=60)
 
@@ -43,6 +43,10 @@ def test_an_impossible_share_is_refused(pair: tuple[int, int]) -> None:
 def test_numbers_as_pages_show_them() -> None:
     assert metrics.shown(0.12345, "share") == "12.3"
     assert metrics.shown(0.12345, "nats") == "0.123"
+    assert metrics.shown(-0.0004, "share") == metrics.shown(-0.0, "share") == "0.0"
+    assert metrics.shown(-0.25, "nats") == "\N{MINUS SIGN}0.250"
+    signed = [tables.signed(x, "share") for x in (-0.0004, 0.0, 0.1, -0.1)]
+    assert signed == ["+0.0", "+0.0", "+10.0", "\N{MINUS SIGN}10.0"]
     assert metrics.with_interval(*metrics.share(1, 2)[:3], "share") == "50.0 [9.5, 90.5]"
     assert metrics.with_interval(1.5, 1, 2, "nats") == "1.500 [1.000, 2.000]"
     for nothing in (None, math.nan):

@@ -94,6 +94,18 @@ def test_a_model_has_one_colour_in_every_figure() -> None:
     assert drawn(large) != drawn(small)
 
 
+def test_numbers_beside_words_have_no_idle_zeros() -> None:
+    page = plots.texts(pd.DataFrame({"text": ["a<b", "c"], "p": [0.4, 0.1892], "n": [3, 4]}))
+    assert re.findall(r"<td[^>]*>([^<]*)<", page.to_html()) == [
+        "a&lt;b",
+        "0.4",
+        "3",
+        "c",
+        "0.1892",
+        "4",
+    ]
+
+
 def test_tables_are_whole_and_alike() -> None:
     plots.style()
     frame = pd.DataFrame({"said": ["word " * 40], "n": [1]})

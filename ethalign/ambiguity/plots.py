@@ -57,7 +57,7 @@ def against(votes: Any, model: Any, xlabel: str, ylabel: str) -> Axes:
     import matplotlib.pyplot as plt
 
     _, axes = plt.subplots(figsize=(4.5, 4.5))
-    axes.scatter(votes, model, s=8, alpha=0.2, color=plots.PALETTE[0])
+    axes.scatter(votes, model, s=8, alpha=0.5, color=plots.PALETTE[0])
     groups = pd.DataFrame({"x": votes, "y": model}).groupby(np.round(votes, 1))
     x, y, error = groups["x"].mean(), groups["y"].mean(), 1.96 * groups["y"].sem().fillna(0)
     axes.errorbar(x, y, yerr=error, fmt="o-", color=plots.PALETTE[1], capsize=3, label="mean")

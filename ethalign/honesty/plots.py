@@ -42,10 +42,13 @@ def _panels(groups: Mapping[str, T], height: float) -> Iterator[tuple[Axes, T]]:
 
 def known_counts(sampled: pd.DataFrame, m: int) -> Axes:
     """Questions by how many of their m samples are right, coloured by the greedy answer."""
+    from matplotlib.ticker import MaxNLocator
+
     kinds = sampled["greedy_label"].map({1: "correct", 0: "wrong"})
     table = pd.crosstab(sampled["sampling_knowns"], kinds).reindex(range(m + 1), fill_value=0)
     axes = table.plot.bar(stacked=True, figsize=(7, 3), rot=0, color=VERDICTS, width=0.85)
     axes.set(xlabel=f"right samples of {m}", ylabel="questions")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(title="greedy answer", frameon=False)
     return axes
 
@@ -127,10 +130,12 @@ def plane(groups: Mapping[str, pd.DataFrame]) -> Axes:
     table["variant"] = table["variant"].map(partial(tables.word, "honesty"))
     known = _colours()
     colours = {name: known.get(name, "#555555") for name in [*known, *table["variant"].unique()]}
+    order = [name for name in colours if name in {*table["variant"]}]
+    # Where marks lie on one another, the later is the smaller, and both are seen.
+    sizes = dict(zip(order, np.linspace(160, 40, len(order)), strict=True))
     sns.scatterplot(
-        table, x="over_conservativeness", y="prudence", hue="variant", style="run", s=80,
-        palette=colours, hue_order=[name for name in colours if name in {*table["variant"]}],
-        ax=axes,
+        table, x="over_conservativeness", y="prudence", hue="variant", style="run",
+        palette=colours, hue_order=order, size="variant", sizes=sizes, size_order=order, ax=axes,
     )  # fmt: skip
     limits = (-0.03, 1.06)
     axes.set(xlim=limits, ylim=limits)

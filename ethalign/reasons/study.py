@@ -128,6 +128,7 @@ STUDY = Study(
         "dfar": "DFAR",
         "ethos": "ETHOS",
         "distant": "rows unlike any in the training file",
+        "untied": "rows without a tied vote",
         "accuracy_text": "accuracy, read in texts",
         "accuracy_prior": "accuracy, prior-corrected",
         "misalignment_stance": "misaligned reasons, by stance",
