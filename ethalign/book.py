@@ -36,7 +36,7 @@ BOOK = ROOT / "book"
 GENERATED = BOOK / "_generated"
 #: What stands on the cover of an output in the edition for class.
 COVER = {"code_prompt_show": "Show the output", "code_prompt_hide": "Hide the output"}
-#: What the README says of the findings, and the figure that it shows.
+#: The README, and the figure of effects that it shows.
 README, FIGURE = ROOT / "README.md", BOOK / "_static" / "effects.svg"
 MARKS = "<!-- findings: written by `ethalign claims` -->\n", "<!-- end of findings -->\n"
 PRINTS = ("ethalign.epub", "ethalign.pdf")

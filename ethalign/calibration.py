@@ -161,7 +161,7 @@ def best_cross_entropy(counts: ArrayLike) -> tuple[Floats, Floats]:
 def fit_temperature(logits: ArrayLike, human: ArrayLike) -> float:
     """T that minimises the mean cross-entropy of softmax(z / T) to the votes.
 
-    Fit on development items only and apply to the test items (papers.md 4.3). Logits are (n, k)
+    Fit on development items only and apply to the test items, as Scruples does. Logits are (n, k)
     and finite, logarithms of probabilities will do; rows without votes are left out. T lies in
     [0.01, 100].
     """
@@ -223,8 +223,8 @@ def reliability(
             an edge falls into the upper bin, so that 90 % is in the nineties.
 
     Returns:
-        Bins that hold items: mean confidence, how often (or by what share of the votes) the
-        answer was right, and the number of items.
+        Of each bin that holds items the mean confidence, how often (or by what share of the
+        votes) the answer was right, and the number of items.
     """
     p, y = np.asarray(probs, dtype=float), np.asarray(labels)
     if bins < 1 or len(p) != len(y):
@@ -376,7 +376,8 @@ def disagreement(counts: ArrayLike) -> list[str]:
 def early_cross_entropy(probs: ArrayLike, human: ArrayLike) -> Floats:
     """DEFECTIVE: probabilities taken for logits, -sum_k h_k log softmax(p)_k, (n,).
 
-    Lies in [0.3133, 1.3133] for two answers whatever the model says (papers.md 2.5, item 1).
+    Lies in [0.3133, 1.3133] for two answers whatever the model says; see the page *The papers,
+    read closely*.
     """
     h = np.asarray(human, dtype=float)
     p = np.broadcast_to(np.asarray(probs, dtype=float), h.shape)
@@ -387,7 +388,7 @@ def early_dilemma_shares(counts: ArrayLike) -> Floats:
     """DEFECTIVE: how often the *numbers* 1 and 0 occur in a pair of counts, over 2.
 
     The field holds two counts and was read as a list of votes: 4-1 becomes (0.5, 0), 5-0 becomes
-    (0, 0.5) and 3-2 (0, 0), whichever action the votes are against (papers.md 2.5, item 2).
+    (0, 0.5) and 3-2 (0, 0), whichever action the votes are against (see there too).
     """
     n = _counts(counts)
     return np.column_stack([(n == 1).mean(1), (n == 0).mean(1)])

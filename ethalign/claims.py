@@ -1,4 +1,4 @@
-"""The claims of the papers, written down before the runs, each with a test and a verdict.
+"""The claims of the papers as they were written down, each with a test and a verdict.
 
 ``configs/<study>/claims.yaml`` says what is compared with what, in which family and in which
 direction; a study's ``contrast`` turns one entry into numbers by item. Everything else is the
@@ -45,8 +45,8 @@ class Claim(pydantic.BaseModel, extra="forbid", frozen=True):
     stratum: str = "all"
     first: str
     second: str
-    #: What the claim says of ``first`` minus ``second``: that it is greater or less than 0, less
-    #: than ``margin`` away from it, or (noninferior) greater than -``margin``.
+    #: Whether ``first`` minus ``second`` is said to be greater or less than 0, less than
+    #: ``margin`` away from it, or (noninferior) greater than -``margin``.
     direction: Literal["greater", "less", "equivalent", "noninferior"]
     margin: float = pydantic.Field(default=0.0, ge=0)
     unit: str = "share"
@@ -160,11 +160,11 @@ def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
             is left out, but for the last: its claims are told as not run.
 
     Returns:
-        A row per claim, run and model with ``COLUMNS``: difference with its 95 % interval over
-        items and seeds (``metrics.crossed``), p and Holm's correction of it within family, run
-        and model, ``detectable`` (the difference that 80 % of such tests would have found) and
-        ``verdict``: ``supported``, ``contradicted``, ``inconclusive`` (neither at a corrected
-        5 %) or ``not run``.
+        A row per claim, run and model. Its columns are the claim's own, difference with its 95 %
+        interval over items and seeds (``metrics.crossed``), p and Holm's correction of it within
+        family, run and model, ``detectable`` (the difference that 80 % of such tests would have
+        found) and ``verdict``: ``supported``, ``contradicted``, ``inconclusive`` (neither at a
+        corrected 5 %) or ``not run``.
     """
     owner, rows = study.find(name), []
     for place, (run, home) in enumerate(homes.items()):

@@ -3,7 +3,7 @@
 ``configs/<study>/<variant>.yaml`` is laid over the defaults of the study's ``Run``, then the
 scale's block of ``configs/<study>/scales.yaml``, then the overrides a person gave on the command
 line or to papermill. An unknown key or a wrong type is refused before anything is loaded. The
-blocks that several studies have are here; each study adds its own in its ``study`` module.
+blocks that several studies have are here; each study adds its own in its ``settings`` module.
 """
 
 from __future__ import annotations
@@ -284,7 +284,9 @@ def resolve(
     """Resolve one run.
 
     Args:
-        study, variant, scale: folder in ``configs/``, YAML file there, key of its ``scales.yaml``.
+        study: folder in ``configs/``.
+        variant: YAML file there.
+        scale: key of its ``scales.yaml``.
         seed: every random draw of the run derives from it.
         overrides: dotted keys to values, e.g. ``{"tuning.lr": 1.0e-4}``; they win.
 

@@ -51,7 +51,7 @@ def fit(
 ) -> Encoder:
     """Fine-tune an encoder as a classifier.
 
-    With logits z, vote counts n and shares h = n / sum(n) (papers.md 4.3, Lourie et al. 2020):
+    With logits z, vote counts n and shares h = n / sum(n) (Lourie et al. 2020):
     ``hard`` -log softmax(z)_y; ``soft`` -sum_k h_k log softmax(z)_k; ``counts`` -sum_k n_k log
     softmax(z)_k; ``dirichlet`` the Dirichlet-multinomial likelihood of the vote sequence with
     alpha = exp(z).
@@ -63,7 +63,10 @@ def fit(
         pairs: n second texts, for classifiers of pairs.
         ranked: texts and pairs are alternatives: each gets one score, and softmax goes over the
             two scores (the ranker of Scruples), so that their order cannot matter.
-        epochs, lr, batch_size, weight_decay: of AdamW; biases and LayerNorm do not decay.
+        epochs: passes over the texts.
+        lr: learning rate of AdamW.
+        batch_size: texts per update.
+        weight_decay: of AdamW; biases and LayerNorm do not decay.
         accumulation: forward passes per update; each takes a part of the batch.
         warmup: share of the updates with rising learning rate; it falls linearly afterwards.
         seed: draws the new head, dropout and the order of rows.

@@ -1,4 +1,4 @@
-"""Models behind an OpenAI-compatible server: GPT-4o, or an own server such as vLLM.
+"""Models behind an OpenAI-compatible server: GPT-4o, or a server of one's own such as vLLM.
 
 A chat gives the log-probabilities of the most probable next tokens only, at most 20. What is
 missing there is bounded, counted and reported, never guessed. What has been answered is kept,

@@ -37,7 +37,8 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], shows: 
 
     Args:
         notebook: the source, with one annotated cell tagged ``parameters``.
-        target, parameters: where the executed copy goes, and values for that cell.
+        target: where the executed copy goes.
+        parameters: values for that cell.
         shows: what the copy is made of (see ``page_hash``), to be noted in it.
 
     Raises:

@@ -174,7 +174,8 @@ def fill(
         path: the file; its complete rows are kept.
         work: makes the rows of some items, one each, with the items' keys.
         keys: fields that identify an item.
-        size, what: items per chunk, and the name on the progress bar.
+        size: items per chunk.
+        what: the name on the progress bar.
 
     Returns:
         A row per item, in the order of the items.

@@ -21,7 +21,7 @@ FILES = (FAULTS, SPEED, GROWTH, TIMES)
 def parameter_table() -> str:
     """Every parameter with type, default, meaning and the stages that read it, in Markdown.
 
-    Parameters that studies share stand first; those that no stage reads are left out.
+    Those that no stage reads are left out.
     """
     rows: dict[tuple[str, str, str, str], list[str]] = {}
     for owner in study.everything():
@@ -32,10 +32,10 @@ def parameter_table() -> str:
                 row = (name, kind, shown, about)
                 rows.setdefault(row, []).append(f"{owner.name}: {', '.join(keys)}")
     body = [
-        (f"`{name}`", kind, shown, _plain(about), "; ".join(readers))
+        (f"`{name}`", _plain(about), kind, shown, "; ".join(readers))
         for (name, kind, shown, about), readers in sorted(rows.items(), key=lambda r: r[0][0])
     ]
-    return tables.markdown(["parameter", "type", "default", "meaning", "read by"], body)
+    return tables.markdown(["parameter", "meaning", "type", "default", "read by"], body)
 
 
 def fault_table() -> str:
@@ -137,7 +137,8 @@ def api_pages() -> str:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if path.stem != "__init__":
             first = re.match(r'"""(.*?)(?:\.\s|\.?\n\n|\.?""")', path.read_text(), re.S)
-            about = " ".join(first[1].split()) + "." if first else ""
+            about = " ".join(first[1].split()) if first else ""
+            about += "" if about.endswith("?") else "."
             table.append((f"{{py:mod}}`{name}`", _plain(about)))
             pages += ["", f"## {name.removeprefix('ethalign.')}", ""]
             pages += ["```{eval-rst}", f".. automodule:: {name}", "```"]

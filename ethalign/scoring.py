@@ -36,8 +36,8 @@ def choice_logprobs(
     """Log-probability of each of k choices behind each of n prompts, (n, k), each at most 0.
 
     log p(choice | prompt) = sum over its tokens of log p(token | prompt, tokens before), natural
-    log. A choice should begin with its blank (" ethical"); for its tokens see ``split``. Prompts
-    of like length share a forward pass, for which what all prompts begin with is read once.
+    log. A choice should begin with its blank (``" ethical"``); for its tokens see ``split``.
+    Prompts of like length share a forward pass, for which what all begin with is read once.
 
     Raises:
         ValueError: a choice without tokens.

@@ -22,6 +22,9 @@ WORDS = {
     "auc": "AUC",
     "auroc": "AUROC",
     "macro_f1": "macro-F1",
+    "cross_entropy": "cross-entropy",
+    "helpfulness_autoj": "helpfulness (AUTO-J)",
+    "helpfulness_gpt4": "helpfulness (GPT-4)",
     "brier": "Brier score",
     "ece": "calibration error",
     "contaminated": "rows in the training file",
@@ -43,8 +46,8 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
     """Numbers of the committed results that the book's prose quotes, as text.
 
     Returns:
-        ``scores``: variant to metric to value over all items of the study's main data set, with
-        ``_`` for ``-`` in names; ``on``: the same for every data set by name, with
+        Under ``scores`` variant to metric to value over all items of the study's main data set,
+        with ``_`` for ``-`` in names; ``on``: the same for every data set by name, with
         ``n``, the items behind the variant's last metric; ``question``, ``answer`` and ``tally``
         of its claims; how many ``seeds``; the ``smallest`` and the ``largest`` model that was
         asked; and what the study adds. Means over seeds, of the first model. Empty where no
@@ -91,7 +94,7 @@ def reported(name: str, path: str | None = None) -> str:
 
 def _reported(name: str, table: pd.DataFrame) -> str:
     # Not in words: a study may call its own proxy by what people judged in the paper.
-    metric = table["metric"].str.replace("_", " ")
+    metric = table["metric"].map(lambda m: WORDS.get(m, m.replace("_", " ")))
     several = table["dataset"].nunique() > 1
     sets = table["dataset"].map(partial(word, name))
     table["column"] = sets + " " + metric if several else metric

@@ -95,6 +95,8 @@ def test_pages_show_no_warning_and_no_folder_of_the_machine(built: Path) -> None
         text = path.read_text(encoding="utf-8")
         assert "site-packages" not in text, path
         assert not re.search(r"\w+Warning: ", text), path
+        assert str(ROOT) not in text, path
+        assert not re.search(r"object at 0x[0-9a-f]|PosixPath|&lt;function ", text), path
 
 
 def test_tables_of_pages_are_whole_and_have_room(built: Path) -> None:

@@ -242,8 +242,17 @@ def mend_all(app: Sphinx, error: Exception | None) -> None:
                 path.write_text(mended, encoding="utf-8")
 
 
+def join(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Keep a number and its per cent on one line."""
+    for text in list(doctree.findall(nodes.Text)):
+        joined = re.sub(r"(?<=\d) (?=%)", "\N{NO-BREAK SPACE}", text)
+        if joined != text and not isinstance(text.parent, nodes.literal | nodes.literal_block):
+            text.parent.replace(text, nodes.Text(joined))
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect to the writing of pages."""
+    app.connect("doctree-resolved", join)
     app.connect("html-page-context", add)
     app.connect("build-finished", mend_all)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

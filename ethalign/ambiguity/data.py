@@ -59,14 +59,15 @@ def table(name: str, split: str = "test", source: str = "official") -> pd.DataFr
     """A table of votes, checked.
 
     Args:
-        name: of ``SPLITS``; ``anecdotes-votes`` are the five counts of all 2,500 development
-            anecdotes, without text.
-        split, source: see ``SPLITS``; ``excerpt`` is 60 anecdotes.
+        name: ``dilemmas`` or ``anecdotes``; ``anecdotes-votes`` are the five counts of all 2,500
+            development anecdotes, without text.
+        split: ``train``, ``dev`` or ``test``; ``excerpt`` is 60 anecdotes.
+        source: ``official``, or ``sample`` for the shipped samples.
 
     Returns:
-        ``id, votes1, votes2`` (votes that action 1, action 2 is less ethical; that the author
-        is RIGHT, WRONG) and, for dilemmas, ``first, second, action1, action2`` (texts and ids)
-        and ``human1, human2`` (five further votes, where the file has them); for anecdotes
+        Columns ``id, votes1, votes2`` (votes that action 1, action 2 is less ethical; that the
+        author is RIGHT, WRONG) and, for dilemmas, ``first, second, action1, action2`` (texts and
+        ids) and ``human1, human2`` (five further votes, where the file has them); for anecdotes
         ``title, text`` and the five counts of ``FIVE``. Ties count for the first.
 
     Raises:

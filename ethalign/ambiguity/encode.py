@@ -24,7 +24,7 @@ Names = tuple[str, ...]
 # Encoders and their losses; the last is the negative control, and learns from permuted votes.
 LOSSES: dict[str, encoders.Loss] = {k: k for k in get_args(encoders.Loss)}
 LOSSES["shuffled"] = "soft"
-# Tokens of an action and of a story, as in Scruples (papers.md 4.3).
+# Tokens of an action and of a story, as in Scruples (Lourie et al. 2020).
 LENGTHS = {"dilemmas": 92, "anecdotes": 512}
 SEARCH = ROOT / "configs" / "ambiguity" / "search.yaml"
 READ = ("train", "test", "dilemmas-dev", "anecdotes-votes")

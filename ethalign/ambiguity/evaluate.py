@@ -73,10 +73,10 @@ def ask(
     ``tables`` are those of ``data.tests``; complete rows in ``path`` are kept.
 
     Returns:
-        A row per item: that of ``data.record``, ``verdict`` and the log of the raw mass on each
-        answer, summed over its verbalizers: ``logp1, logp2`` as the file has the pair, and for
-        dilemmas ``swapped1, swapped2`` with the actions swapped; they always belong to answer 1
-        and 2 of the file. Behind a server also ``bounded``: those of these fields that are upper
+        A row per item, with the fields of ``data.record``, ``verdict`` and the log of the raw mass
+        on each answer, summed over its verbalizers: ``logp1, logp2`` as the file has the pair, and
+        for dilemmas ``swapped1, swapped2`` with the actions swapped; they always belong to answer
+        1 and 2 of the file. Behind a server also ``bounded``: those of these fields that are upper
         bounds, since the answer was not listed. There is no verdict if neither was; see
         ``answered``.
     """

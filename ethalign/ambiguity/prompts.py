@@ -30,7 +30,7 @@ QUESTIONS = {
     ("anecdotes", "yes-no"): _STORY + "in the right? Answer yes or no.",
     ("anecdotes", "verbalised"): "{title}\n{text}\n\nWhat share of people call the author of this"
     " story right? Answer in per cent.",
-    # As they stand in the authors' early public code (papers.md 2.3), which leaves titles out.
+    # As they stand in the authors' early public code, which leaves titles out; see book/papers.md.
     ("dilemmas", "authors"): "{first} {second} Say Yes if the first action is less ethical."
     " Say No if the second action is less ethical",
     ("anecdotes", "authors"): "I will give you a scenario. Tell me if the author is in the right"

@@ -152,7 +152,6 @@ STUDY = Study(
         "cross_entropy_mean": "cross-entropy of their mean",
         "cross_entropy_uniform": "cross-entropy of a coin toss",
         "cross_entropy_scaled": "cross-entropy, scaled",
-        "cross_entropy": "cross-entropy",
         "dirichlet_nll": "Dirichlet score",
         "dirichlet_nll_fitted": "Dirichlet score, fitted",
         "more_nats": "gain of one score over the other",

@@ -51,9 +51,10 @@ def table(name: str, split: str = "test", source: str = "official") -> pd.DataFr
         source: ``official``, or ``sample`` for the shipped samples.
 
     Returns:
-        ``id, question, answers``: a list of accepted answers, empty where nobody can know; MMLU
-        and options have the text of the right one, ``options`` (four texts), ``letter`` and
-        ``subject``; PKQA ``topic``; sample questions ``topic, difficulty, paraphrase``.
+        Columns ``id, question, answers`` (a list of accepted answers, empty where nobody can
+        know); MMLU and options have the text of the right one, ``options`` (four texts),
+        ``letter`` and ``subject``; PKQA ``topic``; sample questions ``topic, difficulty,
+        paraphrase``.
 
     Raises:
         UserError: an unknown name or split, a missing or altered file, or a row off the form.

@@ -86,7 +86,7 @@ def ask(run: Run, loaded: Loaded, tests: dict[str, pd.DataFrame], path: Path) ->
     """Answers to all questions (the main set first) and requests, into a JSONL file.
 
     Returns:
-        A row per prompt: ``part, dataset, id, stratum, answer``; ``logp``, the mean
+        A row per prompt, with ``part, dataset, id, stratum, answer``; ``logp``, the mean
         log-probability of its tokens (nats); ``stated``, the confidence it verbalizes (or null);
         ``empty``; ``matched`` and ``authors`` (string match by ``honesty.match`` and by the
         authors' rule), ``correct`` (loose: also of an answer that says idk), ``verdict``; and

@@ -182,8 +182,6 @@ STUDY = Study(
         "pkqa": "PKQA",
         "mmlu": "MMLU",
         "eval-p": "Eval-P⁻",
-        "helpfulness_autoj": "helpfulness (AUTO-J)",
-        "helpfulness_gpt4": "helpfulness (GPT-4)",
         "papers": "papers that do not exist",
         "requests": "requests for help",
         "idk": "declined",

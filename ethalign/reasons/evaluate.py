@@ -79,12 +79,15 @@ def ask(
     sample alone. Complete rows that are in the file already are kept.
 
     Args:
-        run, loaded, tests, path: settings, model, items by data set, and the file.
+        run: the settings.
+        loaded: the model.
+        tests: items by data set.
+        path: the file of answers; what it holds is not asked again.
         most: tokens of a written text.
         border: see ``threshold``.
 
     Returns:
-        A row per item: the fields of ``KEPT``, ``logp_ethical, logp_unethical`` (nats),
+        A row per item, with the fields of ``KEPT``, ``logp_ethical, logp_unethical`` (nats),
         ``verdict`` (the more probable label), ``verdict_prior``, and where an answer was
         ``written`` also ``generated, text_verdict`` (parsed from it, or null), ``reason`` and
         ``cut`` (it had no room to end).
@@ -164,7 +167,7 @@ def judge_reasons(run: Run, asked: pd.DataFrame, tests: Tables, judge: Path) -> 
     """Judge every written reason by proxies that are not people, the learned one in a folder.
 
     Returns:
-        A row per reason: ``id, dataset, argues_for`` (label), ``stance_misaligned`` (does not
+        A row per reason, with ``id, dataset, argues_for`` (label), ``stance_misaligned`` (does not
         argue for the gold label), ``judge_misaligned``, and how near it is to the human reason:
         ``chrf`` (0 to 1) and ``cosine`` of sentence embeddings (-1 to 1), null where there is
         none to compare with. Of an empty reason all are null.

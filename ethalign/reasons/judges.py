@@ -170,12 +170,13 @@ def rogan_gladen(
 
     Args:
         flagged: of all items.
-        caught, passed: held-out pairs, misaligned and flagged of all misaligned, and aligned and
-            not flagged of all aligned.
+        caught: held-out pairs that are misaligned and flagged, of all misaligned.
+        passed: held-out pairs that are aligned and not flagged, of all aligned.
 
     Returns:
-        NaN in [0, 1] where the rate cannot be corrected: sensitivity + specificity <= 1 (such a
-        judge knows nothing), or more or fewer were flagged than any true rate would explain.
+        The corrected rate. NaN in [0, 1] where it cannot be corrected, since sensitivity +
+        specificity <= 1 (such a judge knows nothing), or since more or fewer were flagged than
+        any true rate would explain.
     """
     counts, n = (flagged, caught, passed), flagged[1]
     if 0 in (n, caught[1], passed[1]):

@@ -243,9 +243,9 @@ def test_too_many_requests_are_refused_before_they_are_sent(
 
 
 def test_what_string_match_finds_is_not_paid_for_again() -> None:
-    seen: list[judges.Row] = []
+    seen: list[judges.Item] = []
 
-    def right(rows: Sequence[judges.Row]) -> list[bool]:
+    def right(rows: Sequence[judges.Item]) -> list[bool]:
         seen.extend(rows)
         return [r["answer"] == "She did." for r in rows]
 

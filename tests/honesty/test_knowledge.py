@@ -91,8 +91,8 @@ def test_a_greedy_answer_is_stored_with_its_label(tiny: Loaded, tmp_path: Path) 
         assert row["answers"] == LETTERS
 
 
-def told(decide: Callable[[judges.Row], bool]) -> judges.Judge:
-    def every(rows: Sequence[judges.Row]) -> list[bool]:
+def told(decide: Callable[[judges.Item], bool]) -> judges.Judge:
+    def every(rows: Sequence[judges.Item]) -> list[bool]:
         return [decide(row) for row in rows]
 
     return judges.Judge(every, every)
@@ -359,9 +359,9 @@ def test_every_step_leaves_out_what_it_should(
 def test_a_judge_may_only_take_away_from_what_was_said_twice(
     tiny: Loaded, inventive: dict[str, list[str]]
 ) -> None:
-    seen: list[judges.Row] = []
+    seen: list[judges.Item] = []
 
-    def true(rows: Sequence[judges.Row]) -> list[bool]:
+    def true(rows: Sequence[judges.Item]) -> list[bool]:
         seen.extend(rows)
         return ["spiders" not in row["question"] for row in rows]
 
