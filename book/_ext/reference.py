@@ -9,9 +9,12 @@ from sphinx.application import Sphinx
 
 # What Python shows of a signature, and what its author wrote there.
 WRITTEN = [
-    (re.compile(r"Annotated\[(.+?), <\S+ object at 0x[0-9a-f]+>\]"), r"\1"),
+    (re.compile(r"[~\w.]*Annotated\[(.+?), <\S+ object at 0x[0-9a-f]+>\]"), r"\1"),
     (re.compile(r"<function \S+\.<lambda>>"), "..."),
-    (re.compile(r"ndarray\[tuple\[Any, \.\.\.\], dtype\[([\w.]+)\]\]"), r"NDArray[\1]"),
+    (
+        re.compile(r"[~\w.]*ndarray\[tuple\[[~\w.]+, \.\.\.\], [~\w.]*dtype\[[~\w.]*?(\w+)\]\]"),
+        r"NDArray[\1]",
+    ),
 ]
 # What pydantic adds to every block of settings.
 ADDED = ("model_config", "model_post_init")
