@@ -159,8 +159,10 @@ def findings() -> list[Path]:
     # In threads, since kernels of one process never choose each other's ports.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         running = [pool.submit(pipeline.execute, one, two, {}) for one, two, *_ in stale]
-        for job, (_, _, stamp, state) in zip(running, stale, strict=True):
+        for job, (notebook, target, stamp, state) in zip(running, stale, strict=True):
             job.result()
+            # As it will be found the next time, when only the prose may be newer.
+            pipeline.refresh_prose(target, notebook, target)
             records.write(stamp, state)
     return [target for _, target, *_ in stale]
 

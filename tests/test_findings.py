@@ -222,12 +222,18 @@ def test_findings_are_executed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
         done.append(notebook.parent.name)
-        records.write(target, notebook.read_text())
+        made = json.loads(notebook.read_text())
+        for cell in made["cells"]:
+            cell["metadata"]["papermill"] = {"duration": 1.0}
+        records.write(target, json.dumps(made))
 
     monkeypatch.setattr(book, "BOOK", tmp_path)
     monkeypatch.setattr(pipeline, "execute", execute)
     assert len(book.findings()) == len(PAGES) == len(done)
+    first = [page.read_text() for page in sorted(tmp_path.rglob("findings.ipynb"))]
     assert book.findings() == []
+    again = [page.read_text() for page in sorted(tmp_path.rglob("findings.ipynb"))]
+    assert first == again, "or the book would be built again"
     (tmp_path / "_runs" / "reasons" / "findings.ipynb").unlink()
     assert [page.parent.name for page in book.findings()] == ["reasons"]
     book.collect([])
