@@ -138,7 +138,7 @@ def api_pages() -> str:
         if path.stem != "__init__":
             first = re.match(r'"""(.*?)(?:\.\s|\.?\n\n|\.?""")', path.read_text(), re.S)
             about = " ".join(first[1].split()) if first else ""
-            about += "" if about.endswith("?") else "."
+            about += "." if about and not about.endswith("?") else ""
             table.append((f"{{py:mod}}`{name}`", _plain(about)))
             pages += ["", f"## {name.removeprefix('ethalign.')}", ""]
             pages += ["```{eval-rst}", f".. automodule:: {name}", "```"]

@@ -2,8 +2,9 @@
 
 ``static``: no page, style sheet or first-party script names a resource on another host.
 ``browser``: every page is opened in headless Chromium at a phone's and a desktop's width; each
-request must go to a file of the book, none may fail, no script may raise or log an error, and no
-page may scroll sideways. Playwright drives the Chromium of the machine and downloads none.
+request must go to a file of the book, none may fail, no script may raise or log an error, no page
+may scroll sideways, and nothing may be cut off at its edge. Playwright drives the Chromium of the
+machine and downloads none.
 """
 
 from __future__ import annotations
@@ -38,6 +39,15 @@ TAGS = re.compile(
 URLS = re.compile(r"""\b(?:src|srcset|href|data|poster)\s*=\s*(?:"([^"]*)"|'([^']*)')""", re.I)
 CSS = re.compile(r"""url\(\s*['"]?([^'")]+)|@import\s+['"]([^'"]+)""", re.IGNORECASE)
 NOT_LOADED = re.compile(r"\brel=\"(?:canonical|next|prev|search|index|author)\"", re.IGNORECASE)
+# What of an article lies beyond the window's edge, in no box that scrolls.
+CUT = """() => [...document.querySelectorAll("article :is(code, td, th, dt, p, li, img, h1, h2)")]
+  .filter(e => e.getBoundingClientRect().width && e.getBoundingClientRect().right > innerWidth + 1)
+  .filter(e => {
+    for (let box = e.parentElement; box && box.tagName != "ARTICLE"; box = box.parentElement)
+      if (["auto", "scroll"].includes(getComputedStyle(box).overflowX)) return false;
+    return true;
+  })
+  .map(e => (e.textContent || e.src).slice(0, 60))"""
 # Names of services that a page of this kind is known to load late, from a script.
 SERVICES = re.compile(
     r"cdn\.jsdelivr|cdnjs\.cloudflare|unpkg\.com|fonts\.g(?:oogleapis|static)|googletagmanager"
@@ -205,5 +215,6 @@ def _visit(context: BrowserContext, path: Path, root: Path) -> list[str]:
     wider = page.evaluate(f"{root_element}.scrollWidth - {root_element}.clientWidth")
     if wider > 1:
         found.append(f"scrolls sideways by {wider} px")
+    found += [f"cuts off {text}" for text in page.evaluate(CUT)]
     page.close()
     return found

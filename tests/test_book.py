@@ -232,6 +232,9 @@ def test_a_browser_finds_what_is_wrong_with_a_page(tmp_path: Path) -> None:
         "says boo": "<img src='data:,' onerror=alert('boo')>",
         "console error alas": "<script>console.error('alas')</script>",
         "scrolls sideways by 6": "<div style='width: 1000px'>wide</div>",
+        "cuts off aaaa": "<article style='overflow-x: clip'><code style='font: 60px monospace'>"
+        + "a" * 20
+        + "</code></article>",
         "scrolls sideways by 1": "<div style='width: 100vw'>as wide as the window</div>",
     }
     page = """<!doctype html><meta name="viewport" content="width=device-width">
@@ -241,7 +244,7 @@ def test_a_browser_finds_what_is_wrong_with_a_page(tmp_path: Path) -> None:
         (tmp_path / f"{number}.html").write_text(page + fault)
     found = pages.browser(tmp_path)
     # 1000 px are too wide for a phone only; only a desktop's scrollbar takes room.
-    once = {"scrolls sideways by 6": 390, "scrolls sideways by 1": 1280}
+    once = {"scrolls sideways by 6": 390, "cuts off aaaa": 390, "scrolls sideways by 1": 1280}
     for number, name in enumerate(faults):
         for width in (390, 1280):
             wanted = once.get(name, width) == width
