@@ -54,27 +54,33 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], shows: 
         config.choose("notebook parameter", name, known)
     kept = target.with_suffix(".failed.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(kept),
-            parameters=dict(parameters),
-            kernel_name="python3",
-            progress_bar=False,
-            cwd=str(ROOT),
-            request_save_on_cell_execute=False,
-            extra_arguments=["--log-level=CRITICAL"],  # a remark on how kernels talk helps nobody
-            **warm.kernels(),
-        )
-    except PapermillExecutionError as error:
-        if error.ename == "UserError":
-            kept.unlink(missing_ok=True)
-            raise UserError(str(error.evalue)) from None
-        records.write(kept, config.mask(kept.read_text(encoding="utf-8")))
-        raise RuntimeError(
-            f"{notebook.name} failed with {error.ename}: {error.evalue}; the notebook with the"
-            f" traceback is kept at {kept}"
-        ) from None
+    with warm.kernels() as (options, errors):
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(kept),
+                parameters=dict(parameters),
+                kernel_name="python3",
+                progress_bar=False,
+                cwd=str(ROOT),
+                request_save_on_cell_execute=False,
+                # A remark on how kernels talk helps nobody.
+                extra_arguments=["--log-level=CRITICAL"],
+                **options,
+            )
+        except PapermillExecutionError as error:
+            if error.ename == "UserError":
+                kept.unlink(missing_ok=True)
+                raise UserError(str(error.evalue)) from None
+            records.write(kept, config.mask(kept.read_text(encoding="utf-8")))
+            raise RuntimeError(
+                f"{notebook.name} failed with {error.ename}: {error.evalue}; the notebook with the"
+                f" traceback is kept at {kept}"
+            ) from None
+        except RuntimeError as error:  # of the kernel itself
+            said = errors.read_text(errors="replace").strip() if errors.exists() else ""
+            why = config.mask(said) or "it may have been ended for want of memory"
+            raise RuntimeError(f"{notebook.name}: {error}; {why}") from None
     seal(kept, shows)
     kept.replace(target)
 

@@ -70,20 +70,37 @@ def serving(
             server.communicate()  # it ends with its input, and so with this process
 
 
-def kernels() -> dict[str, Any]:
-    """What papermill is told so that kernels start as ``main`` starts modules."""
-    if SOCKET not in os.environ:
-        return {}
+@contextlib.contextmanager
+def kernels() -> Iterator[tuple[dict[str, Any], Path]]:
+    """What papermill is told of its kernel, and the file that holds the kernel's errors.
+
+    A kernel starts as ``main`` starts modules. It is reached by sockets in a folder, where there
+    are such: a port is chosen before the kernel opens it, and another process may be faster.
+    """
     from jupyter_client.manager import AsyncKernelManager
 
-    class Kernel(AsyncKernelManager):
-        def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
-            """The command of the kernel, which is ``python -m ipykernel_launcher ...``."""
-            command = super().format_kernel_cmd(extra_arguments)
-            at = command.index("-m") + 1
-            return [*command[:at], "ethalign.warm", *command[at:]]
+    with tempfile.TemporaryDirectory() as home:
+        errors = Path(home) / "errors"
 
-    return {"kernel_manager_class": Kernel}
+        class Kernel(AsyncKernelManager):
+            def __init__(self, **settings: Any) -> None:
+                if os.name == "posix":
+                    settings |= {"transport": "ipc", "connection_file": f"{home}/kernel.json"}
+                super().__init__(**settings)
+
+            def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+                """The command of the kernel, which is ``python -m ipykernel_launcher ...``."""
+                command = super().format_kernel_cmd(extra_arguments)
+                at = command.index("-m") + 1
+                return [*command[:at], "ethalign.warm", *command[at:]]
+
+            # Typed upstream as if it were not awaited.
+            async def start_kernel(self, **settings: Any) -> None:  # type: ignore[override]
+                """Start it, with the file for its errors."""
+                with errors.open("wb") as file:
+                    await super().start_kernel(stderr=file, **settings)
+
+        yield {"kernel_manager_class": Kernel}, errors
 
 
 def main(arguments: list[str]) -> None:

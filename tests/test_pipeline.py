@@ -313,6 +313,39 @@ def test_a_mistake_inside_a_notebook_stays_one_sentence(notebook: Write, tmp_pat
         pipeline.execute(notebook(code), tmp_path / "out.ipynb", {})
 
 
+def test_a_notebook_needs_no_port_that_another_one_could_take(
+    notebook: Write, tmp_path: Path
+) -> None:
+    """Where several run at once: ports are chosen before a kernel opens them."""
+    alone = ("unshare", "-rn")  # without even the network inside the machine
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("this system does not let everybody be without a network")
+    out = tmp_path / "out.ipynb"
+    code = "import sys\nfrom pathlib import Path\nfrom ethalign import pipeline\n"
+    code += "pipeline.execute(*map(Path, sys.argv[1:]), {})"
+    call = [*alone, sys.executable, "-c", code, str(notebook("print(6 * x)")), str(out)]
+    ran = subprocess.run(call, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert "6\\n" in out.read_text()
+
+
+def test_a_kernel_that_does_not_start_says_why(
+    notebook: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say = "import sys\nif 'ipykernel_launcher' in sys.orig_argv:\n    sys.exit('no room here')\n"
+    (tmp_path / "sitecustomize.py").write_text(say)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(RuntimeError, match=r"(?s)source\.ipynb.*no room here"):
+        pipeline.execute(notebook("print(x)"), tmp_path / "out.ipynb", {})
+
+
+def test_a_kernel_that_is_killed_is_said_to_be(notebook: Write, tmp_path: Path) -> None:
+    code = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(RuntimeError, match=r"source\.ipynb.*memory"):
+        pipeline.execute(notebook(code), tmp_path / "out.ipynb", {})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
 def test_mended_prose_reaches_the_book_without_execution(notebook: Write, tmp_path: Path) -> None:
     source = notebook("print(x)")
     before = pipeline.code_cells(source)
