@@ -254,6 +254,8 @@ def verify(
 
     Example: ethalign verify --models
     """
+    from concurrent.futures import ProcessPoolExecutor
+
     from ethalign import claims, results
     from ethalign import models as cached
 
@@ -261,15 +263,18 @@ def verify(
     for folder, problem in cached.verify() if models else ():
         bad += bool(problem)
         typer.echo(f"{folder}: {problem or 'matches'}")
-    for name in config.studies():
-        if state := claims.fault(name):
-            bad += 1
-            typer.echo(f"results/{name}: verdicts {state}; `ethalign claims {name}` mends it")
-    for where, problems, remarks in results.verify():
-        bad += len(problems)
-        typer.echo(f"{where}: {'; '.join(problems) or 'matches'}")
-        for remark in remarks:
-            typer.echo(f"    remark: {remark}")
+    studies, folders = config.studies(), results.folders()
+    with ProcessPoolExecutor() as pool:
+        faults, found = pool.map(claims.fault, studies), pool.map(results.verify, folders)
+        for name, state in zip(studies, faults, strict=True):
+            if state:
+                bad += 1
+                typer.echo(f"results/{name}: verdicts {state}; `ethalign claims {name}` mends it")
+        for folder, (problems, remarks) in zip(folders, found, strict=True):
+            bad += len(problems)
+            typer.echo(f"{folder.relative_to(config.ROOT)}: {'; '.join(problems) or 'matches'}")
+            for remark in remarks:
+                typer.echo(f"    remark: {remark}")
     raise typer.Exit(min(bad, 1))
 
 

@@ -196,26 +196,27 @@ def _same_step(both: pd.DataFrame, name: str) -> pd.Series[bool]:
     return steps["value_reported"] * steps["value"] > 0
 
 
-def verify() -> Iterator[tuple[str, list[str], list[str]]]:
-    """Check every committed result: (folder, problems, remarks).
+def folders() -> list[Path]:
+    """Every committed result."""
+    return [path.parent for path in sorted(RESULTS.glob("*/*/*/*/*/run.json"))]
+
+
+def verify(folder: Path) -> tuple[list[str], list[str]]:
+    """Problems of a committed result, and remarks on it.
 
     A result matches when its files are those that were published, its settings are what
     ``configs/`` resolves to today, its data files have the checksums of today's sources, and
     every row of its metrics follows from its records by today's code. That code has changed since
     a stage was made is a remark.
     """
-    for path in sorted(RESULTS.glob("*/*/*/*/*/run.json")):
-        folder = path.parent
-        try:
-            job, record = _resolved(folder), json.loads(path.read_text())
-            problems = [*_file_problems(folder, record), *_setting_problems(folder, job, record)]
-            problems += _data_problems(job, record)
-            wrong, remarks = _metric_problems(folder, job)
-            problems += wrong
-            remarks += _code_remarks(job, record)
-        except (UserError, ValueError, KeyError, TypeError, OSError) as error:
-            problems, remarks = [f"it cannot be read ({error})"], []
-        yield str(folder.relative_to(ROOT)), problems, remarks
+    try:
+        job, record = _resolved(folder), json.loads((folder / "run.json").read_text())
+        problems = [*_file_problems(folder, record), *_setting_problems(folder, job, record)]
+        problems += _data_problems(job, record)
+        wrong, remarks = _metric_problems(folder, job)
+        return [*problems, *wrong], [*remarks, *_code_remarks(job, record)]
+    except (UserError, ValueError, KeyError, TypeError, OSError) as error:
+        return [f"it cannot be read ({error})"], []
 
 
 def _resolved(folder: Path) -> Job:
