@@ -284,6 +284,7 @@ def verdicts(name: str, scale: str = "small", *, brief: bool = False) -> str:
     for family in [f for f in table["family"].unique() if not (brief and f == "primary")]:
         told = claims(table, name, family)
         told["verdict"] = told["verdict"].map(term)
+        told["claim"] += _apart(told)
         if brief:
             told = told.drop(columns=["compared", "items", "p, corrected"])
         else:
@@ -294,6 +295,19 @@ def verdicts(name: str, scale: str = "small", *, brief: bool = False) -> str:
         heads = ['<span class="sentence">claim</span>', *told.columns[1:]]
         parts.append(heading(name, family) + markdown(heads, told.to_numpy().tolist()))
     return "\n".join(parts)
+
+
+def _apart(told: pd.DataFrame) -> pd.Series[str]:
+    """What tells rows of one claim apart, to stand below it where columns are out of sight."""
+    named = told.columns.intersection(["model", "run", "data", "measure"])
+
+    def differing(rows: pd.DataFrame) -> pd.Series[str]:
+        uneven = [key for key in named if rows[key].nunique() > 1]
+        return rows[uneven].agg(", ".join, axis=1) if uneven else pd.Series("", rows.index)
+
+    words = pd.concat([differing(rows) for _, rows in told.groupby("claim", sort=False)])
+    small = ' <span class="apart">' + words + "</span>"
+    return small.where(words != "", "").reindex(told.index)
 
 
 def term(text: str) -> str:

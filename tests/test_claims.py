@@ -281,3 +281,5 @@ def test_no_two_rows_of_a_page_say_the_same(name: str) -> None:
                 for row in rows
             ]
             assert len(set(shown)) == len(shown), part[:60]
+            first = [row[1] for row in shown]  # all that a phone shows of a row
+            assert len(set(first)) == len(first), part[:60]
