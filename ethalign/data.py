@@ -15,7 +15,7 @@ from ethalign import sources, study
 from ethalign.config import ROOT, UserError, choose
 
 SAMPLES = ROOT / "data" / "samples"
-# Attention needs memory by the square of a text's length: 10,000 characters take some 0.2 GB.
+#: Attention needs memory by the square of a text's length: 10,000 characters take some 0.2 GB.
 LONGEST = 10_000
 
 

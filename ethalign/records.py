@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from ethalign.config import ROOT, Run, UserError, digest
 
 T = TypeVar("T")
+#: Columns of a row of metrics, in order.
 COLUMNS = (
     "study variant dataset stratum metric value low high n unit".split()  # noqa: SIM905
 )

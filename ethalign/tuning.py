@@ -23,6 +23,7 @@ from ethalign import models, records, sources
 from ethalign.config import Endpoint, Model, Run, Tuning, UserError, digest
 from ethalign.scoring import backbone, left_pad, logits, split
 
+#: The label of a position that does not count in the loss.
 IGNORED = -100
 
 

@@ -1,5 +1,6 @@
 """The book as a reader gets it: built with warnings as errors, offline, legible."""
 
+import ast
 import importlib
 import json
 import re
@@ -30,6 +31,21 @@ def test_every_module_is_in_the_reference() -> None:
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if path.stem != "__init__":
             assert f"automodule:: {name}\n" in page
+
+
+def test_what_docstrings_name_is_in_the_reference_too() -> None:
+    """Constants are, where a comment begins with ``#:``."""
+    for path in (ROOT / "ethalign").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        told = " ".join(
+            ast.get_docstring(node) or ""
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, kinds) and not getattr(node, "name", "").startswith("_")
+        )
+        for name in re.findall(r"``([A-Z_]{2,})``", told):
+            own, shown = rf"(?m)^{name}\b.*=", rf"(?m)^#: .*\n{name}\b"
+            assert not re.search(own, text) or re.search(shown, text), (path.name, name)
 
 
 def test_in_class_outputs_wait_for_the_guess(

@@ -23,15 +23,15 @@ SAME = {
     "dilemmas": ("dilemmas", "sample-dilemmas", "own"),
     "anecdotes": ("anecdotes", "sample-anecdotes", "anecdotes-excerpt"),
 }
-# Estimands that are means of a loss, by the loss.
+#: Estimands that are means of a loss, by the loss.
 LOSSES = {
     "cross_entropy": "ce",
     "cross_entropy_scaled": "ce_scaled",
     "dirichlet_nll": "dm",
     "dirichlet_nll_fitted": "dm_fitted",
 }
-# Three meanings of "more": the change of a mean in nats, as a share of what was before, and that
-# share with the raw answer mass for the concentration, where both scores are of one order.
+#: Three meanings of "more": the change of a mean in nats, as a share of what was before, and that
+#: share with the raw answer mass for the concentration, where both scores are of one order.
 MORE = {
     "more_nats": ("ce", "dm", False),
     "more_percent": ("ce", "dm", True),

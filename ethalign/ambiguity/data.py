@@ -24,18 +24,20 @@ from ethalign.data import SAMPLES, limit, read_csv, stamp, unique
 from ethalign.sources import Source
 from ethalign.study import Rows
 
+#: Official files, by name (``configs/ambiguity/sources.yaml``).
 SOURCES = sources.declared("ambiguity")
 PAIR = ("votes1", "votes2")
+#: The five judgements of an anecdote, in the order of the official table.
 FIVE = ("author", "other", "everybody", "nobody", "info")
 STORY = ("id", "title", "text")
 # More votes on one item than any crowd has cast; beyond 2 ** 53 sums would be wrong.
 MOST = 10**6
 ANSWERS = {"dilemmas": ("first", "second"), "anecdotes": ("right", "wrong")}
-# What a record says of an item; never its words.
+#: What a record says of an item; never its words.
 FIELDS = ("part", "id", "dataset", "stratum", *PAIR, "gold")
-# Five further votes on the same pair, in tables and records of the official dilemmas.
+#: Five further votes on the same pair, in tables and records of the official dilemmas.
 FURTHER = ("human1", "human2")
-# The actions of a pair, in records as the beginning of a hash: enough to tell who is a neighbour.
+#: The actions of a pair, in records as the beginning of a hash: enough to tell who is a neighbour.
 ACTIONS = ("action1", "action2")
 # How divided voters can be; see ``calibration.disagreement``.
 STRATA = ("unanimous", "4-1", "3-2", "clear", "split")

@@ -21,14 +21,14 @@ from ethalign.sources import Source
 from ethalign.study import Rows
 
 Names = tuple[str, ...]
-# Encoders and their losses; the last is the negative control, and learns from permuted votes.
+#: Encoders and their losses; the last is the negative control, and learns from permuted votes.
 LOSSES: dict[str, encoders.Loss] = {k: k for k in get_args(encoders.Loss)}
 LOSSES["shuffled"] = "soft"
 # Tokens of an action and of a story, as in Scruples (Lourie et al. 2020).
 LENGTHS = {"dilemmas": 92, "anecdotes": 512}
 SEARCH = ROOT / "configs" / "ambiguity" / "search.yaml"
 READ = ("train", "test", "dilemmas-dev", "anecdotes-votes")
-# Tables of votes that no predictor is scored on, beside the data of a run.
+#: Tables of votes that no predictor is scored on, beside the data of a run.
 BESIDE = ("dilemmas-dev", "anecdotes-five", "anecdotes-two")
 # How a setting is drawn between two ends.
 DRAWS: dict[str, Callable[[np.random.Generator, Any, Any], float | int]] = {

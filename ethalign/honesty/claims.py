@@ -36,8 +36,8 @@ FORMS = (
     *("idk_plain", "idk_rephrased", "same_rephrased", "idk_prefixed", "same_prefixed"),
     *("idk_told", "accuracy_told"),
 )
-# A claim about known and unknown questions is made on at least this many of each: with 20, the
-# 95 % interval of one half still reaches from 0.3 to 0.7.
+#: A claim about known and unknown questions is made on at least this many of each: with 20, the
+#: 95 % interval of one half still reaches from 0.3 to 0.7.
 LEAST = 20
 
 

@@ -26,7 +26,7 @@ from ethalign.honesty.settings import Run
 Rows = Iterator[dict[str, Any]]
 SOURCES = sources.declared("honesty")
 LETTERS = "ABCD"
-# Test sets by source; the first is the one that the training questions are like.
+#: Test sets by source; the first is the one that the training questions are like.
 SETS = {
     "official": ("triviaqa", "nonambigqa", "puqa", "pkqa", "mmlu"),
     "sample": ("questions", "papers", "options"),

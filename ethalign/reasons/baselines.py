@@ -22,6 +22,7 @@ from ethalign.reasons import data, judges, prompts, scores
 from ethalign.reasons.settings import Run
 from ethalign.study import Rows
 
+#: Classifiers that read words and no model, from the simplest on.
 NAMES = ("majority", "logistic-regression", "svm", "random-forest", "gradient-boosting")
 # How well the judges of reasons do on held-out human ones: counts of `judge.json`.
 JUDGED = {

@@ -19,6 +19,7 @@ from ethalign.sources import Source
 
 SOURCES = sources.declared("reasons")
 _WORD = re.compile(r"[\w']+")
+#: Sources that are parts of ETHICS, justice.
 JUSTICE = ("justice-train", "justice-test")
 
 

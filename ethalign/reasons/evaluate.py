@@ -21,7 +21,7 @@ from ethalign.reasons.settings import Run
 from ethalign.study import Rows
 
 Tables = dict[str, pd.DataFrame]
-# Fields of an item that its row keeps, in order; `tied` only where there are votes.
+#: Fields of an item that its row keeps, in order; `tied` only where there are votes.
 KEPT = tuple("id dataset stratum seen near family tied gold written".split())  # noqa: SIM905
 # A reason that was asked for by itself has at least as many tokens.
 LEAST = 8

@@ -26,6 +26,7 @@ _PAIRS = (
     " respectful/disrespectful appropriate/inappropriate justified/unjustified kind/unkind"
     " honest/dishonest considerate/inconsiderate valid/invalid positive/negative"
 )
+#: Words that turn a judgement round, each with the other one, both ways.
 OPPOSITES = dict(pair.split("/") for pair in _PAIRS.split())
 OPPOSITES |= {new: old for old, new in OPPOSITES.items()}
 # "The right to" is no judgement.
