@@ -74,8 +74,9 @@ def serving(
 def kernels() -> Iterator[tuple[dict[str, Any], Path]]:
     """What papermill is told of its kernel, and the file that holds the kernel's errors.
 
-    A kernel starts as ``main`` starts modules. It is reached by sockets in a folder, where there
-    are such: a port is chosen before the kernel opens it, and another process may be faster.
+    Where there is a server, it starts as ``main`` starts modules. It is reached by sockets in a
+    folder, where there are such: a port is chosen before the kernel opens it, and another process
+    may be faster.
     """
     from jupyter_client.manager import AsyncKernelManager
 
@@ -91,6 +92,8 @@ def kernels() -> Iterator[tuple[dict[str, Any], Path]]:
             def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
                 """The command of the kernel, which is ``python -m ipykernel_launcher ...``."""
                 command = super().format_kernel_cmd(extra_arguments)
+                if SOCKET not in os.environ:
+                    return command
                 at = command.index("-m") + 1
                 return [*command[:at], "ethalign.warm", *command[at:]]
 

@@ -76,6 +76,17 @@ def test_without_a_server_it_is_the_plain_command(served: dict[str, str], tmp_pa
         assert child.returncode == 4
 
 
+def test_a_kernel_is_a_fork_only_where_there_is_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere it is the plain command, which has no process of its own between."""
+    for socket, forked in (("", False), ("somewhere", True)):
+        monkeypatch.delenv(warm.SOCKET, raising=False)
+        if socket:
+            monkeypatch.setenv(warm.SOCKET, socket)
+        with warm.kernels() as (options, _):
+            kernel = options["kernel_manager_class"](kernel_name="python3")
+            assert ("ethalign.warm" in kernel.format_kernel_cmd()) == forked
+
+
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_what_ends_the_caller_ends_the_fork(
     served: dict[str, str], tmp_path: Path, kind: signal.Signals
