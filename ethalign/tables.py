@@ -47,11 +47,10 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
 
     Returns:
         Under ``scores`` variant to metric to value over all items of the study's main data set,
-        with ``_`` for ``-`` in names; ``on``: the same for every data set by name, with
-        ``n``, the items behind the variant's last metric; ``question``, ``answer`` and ``tally``
-        of its claims; how many ``seeds``; the ``smallest`` and the ``largest`` model that was
-        asked; and what the study adds. Means over seeds, of the first model. Empty where no
-        reference run is committed.
+        with ``_`` for ``-`` in names; ``on``: the same for every data set by name; ``question``,
+        ``answer`` and ``tally`` of its claims; how many ``seeds``; the ``smallest`` and the
+        ``largest`` model that was asked; and what the study adds. Means over seeds, of the first
+        model. Empty where no reference run is committed.
     """
     owner = study.find(name)
     reference = results.published(name, scale)
@@ -62,7 +61,6 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
         values = on.setdefault(dataset, {}).setdefault(variant, {})
         if row["metric"] not in values and row["value"] == row["value"]:
             values[row["metric"]] = metrics.shown(row["value"], row["unit"])
-            values["n"] = f"{row['n']:,}"
     more = owner.facts(reference, results.RESULTS / name / scale)
     asked = sorted(filter(None, tests.recorded(name, scale)["model"].unique()), key=size_of)
     ends = {"smallest": asked[0], "largest": asked[-1]} if asked else {}

@@ -216,12 +216,15 @@ def taught(sampled: pd.DataFrame, tau: float = 0.1) -> pd.Series[float]:
 
 
 def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
-    """What prose quotes beside scores: models, and what each method taught, on how many rows."""
-    probed = records.of_runs(home, "*/knowledge/*/knowledge.jsonl")
+    """What prose quotes beside scores: models, how many questions were asked, what is taught."""
+    asked, probed = (
+        records.of_runs(home, f"*/knowledge/*/{name}.jsonl") for name in ("greedy", "knowledge")
+    )
     sampled = pd.DataFrame(records.read_rows(probed[0])) if probed else pd.DataFrame()
     shares = taught(sampled) if probed else pd.Series(dtype=float)
     return {
         "models": ", ".join(f"`{name}`" for name in reference["model"].unique()),
+        "asked": f"{len(records.read_rows(asked[0])) if asked else 0:,}",
         "sampled": f"{len(sampled):,}",
         "least": str(LEAST),
         "taught": {

@@ -277,9 +277,12 @@ def test_a_curve_of_risk_ends_where_the_model_declines() -> None:
 def test_numbers_that_prose_quotes_come_from_the_records(tmp_path: Path) -> None:
     probed = {"greedy_label": 0, "sampling_knowns": 1, "sampling_labels": [1, 0, 0, 0]}
     records.write(tmp_path / "m" / "knowledge" / "0" / "knowledge.jsonl", pd.DataFrame([probed]))
+    asked = pd.DataFrame({"id": range(1200)})
+    records.write(tmp_path / "m" / "knowledge" / "0" / "greedy.jsonl", asked)
     rows = pd.DataFrame({"model": ["m", "m", "n"], "seed": [0, 1, 0]})
     found = claims.facts(rows, tmp_path)
     assert (found["models"], found["sampled"], found["least"]) == ("`m`, `n`", "1", "20")
+    assert found["asked"] == "1,200", "of which a part was sampled"
     assert found["taught"]["multisample"] == "75.0"
     assert found["taught"]["absolute_paper"] == found["taught"]["absolute"] == "0.0"
     assert claims.facts(rows, tmp_path / "none")["taught"] == {}
