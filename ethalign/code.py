@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,10 @@ from typing import Any, NamedTuple
 from ethalign.config import ROOT
 
 PACKAGE = "ethalign"
+
+
+#: Modules of the package by their dotted names: where each lies, and when it was changed.
+Files = tuple[tuple[str, tuple[str, int]], ...]
 
 
 class Module(NamedTuple):
@@ -36,22 +41,24 @@ def reach(function: Callable[..., Any]) -> dict[str, str]:
 
 def reach_of_text(source: str) -> dict[str, str]:
     """The same for a program, for instance the code cells of a notebook; itself under ``""``."""
-    module = _parse(source)
-    nodes = [node for some in module.nodes.values() for node in some]
-    found = _hashes([target for node in nodes for target in _targets(node, module)])
-    dump = "\n".join(map(ast.dump, nodes))
-    return {"": _digest(dump), **found}
+    own, targets = _program(source)
+    return {"": own, **_hashes(list(targets))}
 
 
 def _hashes(start: list[tuple[str, str]]) -> dict[str, str]:
-    seen: dict[tuple[str, str], str] = {}
-    queue = start
+    return dict(_followed(tuple(dict.fromkeys(start)), _files()))
+
+
+@functools.lru_cache(maxsize=512)
+def _followed(start: tuple[tuple[str, str], ...], files: Files) -> dict[str, str]:
+    """What definitions reach, worked out once as long as the files are the same."""
+    places, seen, queue = dict(files), dict[tuple[str, str], str](), list(start)
     while queue:
         place = queue.pop()
-        path = _file(place[0])
-        if place in seen or path is None:
+        if place in seen or place[0] not in places:
             continue
-        seen[place], targets = _definition(path, path.stat().st_mtime_ns, place[1])
+        seen[place], targets = _definition(places[place[0]], place[1])
+        # `records.write`: an imported module and what is in it, or a class and what it has.
         queue += [(home or place[0], name) for home, name in targets]
     named: dict[str, list[str]] = {}
     for (module, name), dump in sorted(seen.items()):
@@ -60,10 +67,19 @@ def _hashes(start: list[tuple[str, str]]) -> dict[str, str]:
     return {module: _digest("\n".join(parts)) for module, parts in named.items()}
 
 
+@functools.lru_cache(maxsize=256)
+def _program(source: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Hash of a program, and what of other modules it names."""
+    module = _parse(source)
+    nodes = [node for some in module.nodes.values() for node in some]
+    targets = dict.fromkeys(target for node in nodes for target in _targets(node, module))
+    return _digest("\n".join(map(ast.dump, nodes))), tuple(targets)
+
+
 @functools.lru_cache(maxsize=8192)
-def _definition(path: Path, mtime: int, name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _definition(file: tuple[str, int], name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """A definition as text, and what it names; read once as long as its file is the same."""
-    module = _read(path, mtime)
+    module = _read(file)
     nodes = module.nodes.get(name, [])
     targets = [target for node in nodes for target in _targets(node, module)]
     if name in module.imports:  # a name that the module only passes on
@@ -76,9 +92,8 @@ def _targets(node: ast.AST, module: Module) -> Iterator[tuple[str, str]]:
     for part in ast.walk(node):
         if isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
             home, name = module.imports.get(part.value.id, ("", ""))
-            inner = f"{home}.{name}" if name else home
-            if home and _file(inner):  # `records.write`: an imported module and what is in it
-                yield inner, part.attr
+            if home:
+                yield (f"{home}.{name}" if name else home), part.attr
         elif isinstance(part, ast.Name):
             if part.id in module.nodes:
                 yield "", part.id
@@ -86,18 +101,22 @@ def _targets(node: ast.AST, module: Module) -> Iterator[tuple[str, str]]:
                 yield module.imports[part.id]
 
 
-def _file(name: str) -> Path | None:
-    """Source file of a module of the package."""
-    if name.partition(".")[0] != PACKAGE:
-        return None
-    base = ROOT.joinpath(*name.split("."))
-    found = [p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()]
-    return found[0] if found else None
+def _files() -> Files:
+    """Every module of the package, with its source file and when that was changed."""
+    found = []
+    for folder, _, names in os.walk(ROOT / PACKAGE):
+        inside = os.path.relpath(folder, ROOT).replace(os.sep, ".")
+        for name in names:
+            if name.endswith(".py"):
+                path = os.path.join(folder, name)
+                module = f"{inside}.{name[:-3]}".removesuffix(".__init__")
+                found.append((module, (path, os.stat(path).st_mtime_ns)))
+    return tuple(sorted(found))
 
 
 @functools.lru_cache(maxsize=256)
-def _read(path: Path, mtime: int) -> Module:
-    return _parse(path.read_text(encoding="utf-8"))
+def _read(file: tuple[str, int]) -> Module:
+    return _parse(Path(file[0]).read_text(encoding="utf-8"))
 
 
 def _parse(source: str) -> Module:
