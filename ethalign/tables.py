@@ -290,8 +290,8 @@ def verdicts(name: str, scale: str = "small", *, brief: bool = False) -> str:
             ids = _of_family(table, family)["id"]
             link = '<a id="claim-{0}" href="#claim-{0}" title="Link to {0}">#</a> '.format
             told["claim"] = ids.map(link).where(~ids.duplicated(), "").to_numpy() + told["claim"]
-        heads = ['<span class="sentence">claim</span>', *told.columns[1:]]
-        parts.append(heading(name, family) + markdown(heads, told.to_numpy().tolist()))
+        rows = told.to_numpy().tolist()
+        parts.append(heading(name, family) + markdown(list(told.columns), rows))
     return "\n".join(parts)
 
 

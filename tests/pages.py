@@ -3,8 +3,8 @@
 ``static``: no page, style sheet or first-party script names a resource on another host.
 ``browser``: every page is opened in headless Chromium at a phone's and a desktop's width; each
 request must go to a file of the book, none may fail, no script may raise or log an error, no page
-may scroll sideways, and nothing may be cut off at its edge. Playwright drives the Chromium of the
-machine and downloads none.
+may scroll sideways, nothing may be cut off at its edge, and no sentence in a table may stand a
+word to a line. Playwright drives the Chromium of the machine and downloads none.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ CUT = """() => [...document.querySelectorAll("article :is(code, td, th, dt, p, l
     return true;
   })
   .map(e => (e.textContent || e.src).slice(0, 60))"""
+# Cells of tables that hold a sentence and are a word wide.
+SQUEEZED = """() => [...document.querySelectorAll("article :is(td, th)")]
+  .filter(e => e.innerText.trim().length > 80 && e.offsetWidth && e.offsetWidth < 150)
+  .map(e => e.innerText.slice(0, 60))"""
 # Names of services that a page of this kind is known to load late, from a script.
 SERVICES = re.compile(
     r"cdn\.jsdelivr|cdnjs\.cloudflare|unpkg\.com|fonts\.g(?:oogleapis|static)|googletagmanager"
@@ -216,5 +220,6 @@ def _visit(context: BrowserContext, path: Path, root: Path) -> list[str]:
     if wider > 1:
         found.append(f"scrolls sideways by {wider} px")
     found += [f"cuts off {text}" for text in page.evaluate(CUT)]
+    found += [f"squeezes {text}" for text in page.evaluate(SQUEEZED)]
     page.close()
     return found

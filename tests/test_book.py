@@ -251,6 +251,9 @@ def test_a_browser_finds_what_is_wrong_with_a_page(tmp_path: Path) -> None:
         "cuts off aaaa": "<article style='overflow-x: clip'><code style='font: 60px monospace'>"
         + "a" * 20
         + "</code></article>",
+        "squeezes a word to a line": "<article><table width=90><td>"
+        + "a word to a line and so on " * 4
+        + "</table></article>",
         "scrolls sideways by 1": "<div style='width: 100vw'>as wide as the window</div>",
     }
     page = """<!doctype html><meta name="viewport" content="width=device-width">
@@ -320,6 +323,17 @@ def test_a_table_has_one_row_of_heads(monkeypatch: pytest.MonkeyPatch, index: li
     # Where columns have a name of their own, two rows stay.
     named = rows.set_index(index).rename_axis("metric", axis=1).to_html()
     assert about.mend(named).partition("</thead>")[0].count("<tr") == 2
+
+
+def test_cells_with_a_sentence_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    about = importlib.import_module("about")
+    said = "Tuning on labels and reasons is more accurate than tuning on labels alone."
+    table = pd.DataFrame({"claim": [said, "short"], "n": [1, 2]}).set_index("claim").to_html()
+    linked = f'<td><p><a id="one" href="#one" title="{said}">#</a> {said}</p></td><td>{"x" * 59}'
+    once = about.mend(f"{table}{linked}</td>")
+    assert re.findall(r'<(t[dh])[^>]* ?class="sentence">', once) == ["th", "td"]
+    assert about.mend(once) == once
 
 
 def test_notebooks_open_elsewhere_once_the_repository_has_an_address(

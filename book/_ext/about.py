@@ -36,6 +36,8 @@ PLAIN_HEAD = re.compile(r"<th\b((?:(?!scope=)[^>])*)>")
 # Names of columns in one row of a table's head and names of what a row stands for in the next.
 _BLANK, _NAMED = r"((?:\s*<th[^>]*></th>)+)", r"((?:\s*<th[^>]*>[^<]+</th>)+)"
 TWO_HEADS = re.compile(rf"<tr[^>]*>{_BLANK}{_NAMED}\s*</tr>\s*<tr>{_NAMED}{_BLANK}\s*</tr>")
+# A cell of a table, and from how many characters on it holds a sentence.
+CELL, SENTENCE = re.compile(r"<(t[dh])\b((?:(?!class=)[^>])*)>(.*?)</\1>", re.DOTALL), 60
 # A description for machines is no longer than this.
 MOST = 200
 
@@ -209,7 +211,8 @@ def mend(text: str) -> str:
 
     Toggles of the contents get a name, buttons have the name that can be seen on them, the two
     rows at the head of a pandas table become one, cells at the head of a column or row say of
-    which, and tables that scroll can be reached by keyboard.
+    which, and tables that scroll can be reached by keyboard. Cells that hold a sentence are
+    marked: they are not to be narrowed to a word a line.
     """
     for old, new in THEME:
         text = re.sub(old, new, text)
@@ -221,7 +224,13 @@ def mend(text: str) -> str:
         whole = re.compile(rf"<{part}\b.*?</{part}>", re.DOTALL)
         head = rf'<th scope="{scope}"\1>'
         text = whole.sub(lambda found, h=head: PLAIN_HEAD.sub(h, found[0]), text)
-    return text
+    return CELL.sub(_roomy, text)
+
+
+def _roomy(cell: re.Match[str]) -> str:
+    kind, more, inside = cell.groups()
+    long = len(re.sub(r"<[^>]*>", "", inside).strip()) >= SENTENCE
+    return f'<{kind}{more} class="sentence">{inside}</{kind}>' if long else cell[0]
 
 
 def _one_head(found: re.Match[str]) -> str:
