@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Sequence
@@ -12,7 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ethalign.endpoint import Served
-from ethalign.scoring import Head, backbone, by_length, left_pad, read, shared, wide
+from ethalign.scoring import (
+    Head,
+    backbone,
+    behind,
+    by_length,
+    choice_logprobs,
+    left_pad,
+    read,
+    shared,
+    split,
+    wide,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,11 +35,15 @@ NEAR = 1e-3
 
 
 class Written(NamedTuple):
-    """Texts, and how probable each was: mean log-probability of its tokens (nats) and number."""
+    """Texts, and how probable each was: mean log-probability of its tokens (nats) and number.
+
+    ``choices`` (n, k) are the log-probabilities of k other texts behind each of the n prompts.
+    """
 
     texts: list[str]
     logp: NDArray[np.float64]
     tokens: NDArray[np.int64]
+    choices: NDArray[np.float64]
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[str], **settings: Any) -> list[str]:
@@ -47,6 +63,7 @@ def write(
     seed: int = 0,
     batch_size: int = 32,
     stop: str | None = None,
+    choices: Sequence[str] = (),
     quiet: bool = True,
 ) -> Written:
     """Continuations of n prompts, ``samples`` of each.
@@ -64,6 +81,8 @@ def write(
         batch_size: prompts per batch, grouped by length.
         stop: cut a continuation before this text, and stop there; blank lines at its beginning
             are skipped.
+        choices: texts of which only the log-probability behind each prompt is wanted, as of
+            ``scoring.choice_logprobs``, without reading the prompts once more.
 
     Returns:
         n * samples texts without special tokens, the samples of one prompt side by side. The
@@ -71,22 +90,29 @@ def write(
     """
     import torch
 
-    ids = [tokenizer(p)["input_ids"] for p in prompts]
+    pairs = [split(tokenizer, prompt, choices) for prompt in prompts]
+    ids = [before for before, _ in pairs]
     if isinstance(model, Served):
         how = {"max_tokens": max_new_tokens, "temperature": temperature}
         told = model.continued(ids, samples=samples, least=min_new_tokens, seed=seed, **how)
         ended = [_cut(*one, stop) for one in told]
         logp, tokens = (np.array([one[k] for one in ended]) for k in (1, 2))
-        return Written([text for text, *_ in ended], logp, tokens)
+        besides = np.zeros((len(prompts), 0))
+        if choices:
+            besides = choice_logprobs(model, tokenizer, prompts, choices)
+        return Written([text for text, *_ in ended], logp, tokens, besides)
     n = len(prompts) * samples
-    found = Written([""] * n, np.zeros(n), np.zeros(n, dtype=int))
+    besides = np.zeros((len(prompts), len(choices)))
+    found = Written([""] * n, np.zeros(n), np.zeros(n, dtype=int), besides)
+    room = max([max_new_tokens, *(len(a) for _, answers in pairs for a in answers)])
     with torch.inference_mode():
-        opening = shared(model, ids, max_new_tokens)
+        opening = shared(model, ids, room)
         lengths = min_new_tokens, max_new_tokens
         decoder = _Decoder(model, tokenizer, opening, *lengths, temperature, samples, stop)
         for group in by_length(ids, batch_size, "generating", quiet=quiet):
             places = [int(i) * samples + s for i in group for s in range(samples)]
-            rows = decoder.run([ids[i] for i in group], [[seed, place] for place in places])
+            asked, answers = [ids[i] for i in group], [pairs[i][1] for i in group]
+            besides[group], rows = decoder.run(asked, answers, [[seed, p] for p in places])
             for place, row in zip(places, rows, strict=True):
                 text = tokenizer.decode([t for t, _ in row], skip_special_tokens=True)
                 found.texts[place] = _begun(text).split(stop)[0] if stop else text
@@ -137,11 +163,16 @@ class _Decoder:
         exact = self.model.dtype == torch.float32 and not self.temperature
         self.near = NEAR if exact else 0.0
 
-    def run(self, ids: list[list[int]], seeds: list[list[int]]) -> list[list[tuple[int, float]]]:
-        """New tokens, each with its log-probability (rows of ``ids``, each ``samples`` times)."""
+    def run(
+        self, ids: list[list[int]], answers: list[list[list[int]]], seeds: list[list[int]]
+    ) -> tuple[NDArray[np.float64], list[list[tuple[int, float]]]]:
+        """Log-probabilities of answers, and new tokens, each with its log-probability.
+
+        The latter of each row of ``ids`` as often as there are ``samples``.
+        """
         import torch
 
-        hidden, cache, mask, position = self._read(ids)
+        besides, hidden, cache, mask, position = self._read(ids, answers)
         found: list[list[tuple[int, float]]] = [[] for _ in seeds]
         draws = np.stack([np.random.default_rng(s).random(self.length) for s in seeds])
         alive = list(range(len(seeds)))
@@ -171,17 +202,26 @@ class _Decoder:
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             fed = torch.tensor([[tokens[row]] for row in kept], device=mask.device)
             hidden, cache = backbone(self.model, fed, mask, position, cache)
-        return found
+        return besides, found
 
-    def _read(self, ids: list[list[int]]) -> tuple[Tensor, Any, Tensor, Tensor]:
-        """Last hidden state, cache, mask and position behind every prompt, once per sample."""
+    def _read(
+        self, ids: list[list[int]], answers: list[list[list[int]]]
+    ) -> tuple[NDArray[np.float64], Tensor, Any, Tensor, Tensor]:
+        """Log-probabilities of answers, and last hidden state, cache, mask and position.
 
-        hidden, cache, rows = read(self.model, ids, self.opening, self.tokenizer.pad_token_id)
+        The latter behind every prompt once per sample.
+        """
+        pad = self.tokenizer.pad_token_id
+        hidden, cache, rows = read(self.model, ids, self.opening, pad)
+        besides = np.zeros((len(ids), 0))
+        if answers[0]:
+            kept = copy.deepcopy(cache)  # scoring leaves its own tokens in the cache
+            besides = behind(self.model, self.head, hidden, kept, rows, answers, pad)
         if self.samples > 1:
             cache.batch_repeat_interleave(self.samples)
         parts = hidden, rows.mask, rows.position[:, -1:]
         hidden, mask, position = (part.repeat_interleave(self.samples, 0) for part in parts)
-        return hidden, cache, mask, position
+        return besides, hidden, cache, mask, position
 
     def _next(self, logp: Tensor, draws: Any) -> list[int]:
         import torch

@@ -140,10 +140,23 @@ def _score(
     pad: int,
 ) -> NDArray[np.float64]:
     """Log-probabilities of the answers behind each row, (rows, choices)."""
+    long = any(len(ids) > 1 for row in answers for ids in row)
+    return behind(model, head, *read(model, asked, opening, pad, use_cache=long), answers, pad)
+
+
+def behind(
+    model: Any,
+    head: Head,
+    hidden: Tensor,
+    cache: Any,
+    before: Padded,
+    answers: list[list[list[int]]],
+    pad: int,
+) -> NDArray[np.float64]:
+    """Log-probabilities of answers behind what ``read`` has read, whose cache they go on in."""
     import torch
 
     long = [j for j, one in enumerate(zip(*answers, strict=True)) if max(map(len, one)) > 1]
-    hidden, cache, before = read(model, asked, opening, pad, use_cache=bool(long))
     first = torch.tensor([[ids[0] for ids in row] for row in answers], device=model.device)
     scores = wide(head(hidden)[:, 0].gather(1, first))
     if long:

@@ -56,6 +56,27 @@ def feed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return shapes
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("prompts", [APART, SHARED], ids=["apart", "shared"])
+def test_other_texts_are_scored_without_another_look_at_the_prompts(
+    lively: Loaded, prompts: list[str], samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = [" no", " I apologize, but no.", "x"]
+    how: Any = {"max_new_tokens": 6, "batch_size": 4, "samples": samples, "temperature": 1.0}
+    model = lively.model, lively.tokenizer, prompts
+    alone = generation.write(*model, **how)
+    wanted = scoring.choice_logprobs(*model, choices, batch_size=4)
+    fed = feed(monkeypatch)
+    both = generation.write(*model, **how, choices=choices)
+    assert both.texts == alone.texts
+    assert both.logp.tolist() == alone.logp.tolist()
+    assert alone.choices.shape == (len(prompts), 0)
+    assert np.abs(both.choices - wanted).max() < 1e-6
+    assert len({*map(tuple, wanted.round(3))}) == len(prompts), "else their order proves nothing"
+    longest = max(len(lively.tokenizer(p)["input_ids"]) for p in prompts)
+    assert sum(length > longest / 2 for _, length in fed) == 1, "the longest prompt is read once"
+
+
 def plain(loaded: Loaded, prompt: str, new: list[int]) -> list[float]:
     """Log-probability of each new token after one forward pass over everything."""
     before = loaded.tokenizer(prompt)["input_ids"]

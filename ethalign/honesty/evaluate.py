@@ -105,12 +105,9 @@ def ask(run: Run, loaded: Loaded, tests: dict[str, pd.DataFrame], path: Path) ->
 
 def _answers(run: Run, loaded: Loaded, judge: judges.Judge | None, chunk: Rows) -> Rows:
     asked = knowledge.put(run, loaded, chunk, honest=prompts.is_honest(run.honesty.method))
-    said = knowledge.reply(run.evaluation, loaded, asked)
-    size = run.evaluation.batch_size
-    words = loaded.model, loaded.tokenizer, asked, [f" {REFUSAL}"]
-    declining = scoring.choice_logprobs(*words, batch_size=size)[:, 0]
+    said = knowledge.reply(run.evaluation, loaded, asked, choices=[f" {REFUSAL}"])
     found = judges.judgements(chunk, said.texts, judge, run.honesty.match)
-    rows = zip(chunk, said.texts, said.logp, found, strict=True)
+    declining, rows = said.choices[:, 0], zip(chunk, said.texts, said.logp, found, strict=True)
     return [
         _row(*values) | {"refusal": round(float(logp), 5)}
         for values, logp in zip(rows, declining, strict=True)
