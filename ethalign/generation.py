@@ -37,13 +37,14 @@ NEAR = 1e-3
 class Written(NamedTuple):
     """Texts, and how probable each was: mean log-probability of its tokens (nats) and number.
 
-    ``choices`` (n, k) are the log-probabilities of k other texts behind each of the n prompts.
+    ``choices`` (n, k) are the log-probabilities of k other texts, if any were asked for, behind
+    each of the n prompts.
     """
 
     texts: list[str]
     logp: NDArray[np.float64]
     tokens: NDArray[np.int64]
-    choices: NDArray[np.float64]
+    choices: NDArray[np.float64] = np.zeros((0, 0))
 
 
 def generate(model: Any, tokenizer: Any, prompts: Sequence[str], **settings: Any) -> list[str]:

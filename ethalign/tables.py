@@ -39,7 +39,7 @@ WORDS = {
 }
 
 #: In place of a paper's figure, of which it need not be said that there is none.
-NO_FIGURE = "no figure available to us"
+NO_FIGURE = "no comparable figure"
 
 
 def facts(name: str, scale: str = "small") -> dict[str, Any]:
@@ -97,12 +97,20 @@ def _reported(name: str, table: pd.DataFrame) -> str:
     sets = table["dataset"].map(partial(word, name))
     table["column"] = sets + " " + metric if several else metric
     table["shown"] = [
-        metrics.shown(v, unit) for v, unit in zip(table["value"], table["unit"], strict=True)
+        as_printed(v, unit) for v, unit in zip(table["value"], table["unit"], strict=True)
     ]
     wide = table.pivot(index="row", columns="column", values="shown")
     wide = wide.reindex(table["row"].unique())[table["column"].unique()]
     body = wide.fillna("–").reset_index().to_numpy().tolist()  # noqa: RUF001
     return markdown(["model", *wide.columns], body, "--:")
+
+
+def as_printed(value: float, unit: str) -> str:
+    """A figure of a paper with all its digits: shares in per cent, all else as it is."""
+    scaled, least = (100 * value, 1) if unit == "share" else (value, 2)
+    text = f"{scaled:.4f}".rstrip("0")
+    whole, _, places = text.partition(".")
+    return f"{whole}.{places.ljust(least, '0')}"
 
 
 def plain(table: pd.DataFrame) -> str:
@@ -137,7 +145,7 @@ def comparison(name: str, rows: pd.DataFrame, path: str | None = None) -> pd.Dat
         page["measure"] = [
             f"{word(name, d)}, {WORDS.get(m, m.replace('_', ' '))}" for d, m in what
         ]
-        page["reported"] = [metrics.shown(value, unit) for value, unit in told]
+        page["reported"] = [as_printed(value, unit) for value, unit in told]
         page["ours"] = [_cell(row) for row in table.to_dict("records")]
         page["verdict"] = table["verdict"]  # early, where a narrow screen shows it
         page["model"] = [word(name, model) for model in table["model"]]
@@ -370,8 +378,8 @@ def glance(name: str, page: str = "", family: str = "primary") -> str:
         text = str(rows["claim"].iloc[0])
         place = f'<a href="{page}#{key}">{text}</a>' if page else f'<span id="{key}"></span>{text}'
         paper = [
-            f"{metrics.shown(r['first'], r['unit'])} against"
-            f" {metrics.shown(r['second'], r['unit'])} ({r['paper']})"
+            f"{as_printed(r['first'], r['unit'])} against"
+            f" {as_printed(r['second'], r['unit'])} ({r['paper']})"
             for r in told[told["id"] == key].to_dict("records")
         ]
         known = rows.set_index("model")

@@ -71,3 +71,17 @@ def test_a_key_is_that_of_its_sheet_and_a_sheet_gives_nothing_away(
     labels = pd.read_csv(SAMPLES / "statements.csv", dtype=str).set_index("Statement")["Label"]
     for _, statement, label, *_ in drawn(told[0], monkeypatch)[2:]:
         assert labels[re.sub(r"\\(.)", r"\1", statement)] == label
+
+
+def test_the_key_of_session_1_counts_the_file() -> None:
+    known, asked = (pd.read_csv(SAMPLES / name) for name in ("statements.csv", "statements-b.csv"))
+    learnt = {*known.loc[known["split"] == "train", "Statement"]}
+    copies = asked["Statement"].isin(learnt)
+    nearly = ~copies & (asked["Statement"] + ".").isin(learnt)
+    key = " ".join((ROOT / "book" / "keys.md").read_text(encoding="utf-8").split())
+    assert (
+        f"Of the {len(asked)} rows of `data/samples/statements-b.csv`, {copies.sum()} are" in key
+    )
+    numbers = {4: "Four"}
+    assert f"{numbers[nearly.sum()]} more are training statements without" in key
+    assert f"The other {(~copies & ~nearly).sum()} are the test statements" in key

@@ -114,10 +114,12 @@ def end(page: str, path_to: Callable[..., str], root: Path, year: str) -> str:
     stage = page.split("/")[-1].partition("-")[0]
     own = page.startswith("_runs/")
     ran = "The notebook of this page was executed; its line <em>Run</em> says what on."
+    if stage == "explore":
+        ran = "The notebook of this page was executed; it reads data and runs no model."
     if stage in ("findings", "results"):
         ran = "The notebook of this page was executed; it reads records and runs no model."
     if not own:
-        ran = "This page has no notebook. What it calls reference is of the reference runs."
+        ran = "This page has no notebook. Any results on it come from the reference runs."
     tables = []
     if len(studies) == 1 and (rows := reference(folder)):
         heads = ["model", "seed", "variant", "data by SHA-256", "device", "seconds", "commit"]

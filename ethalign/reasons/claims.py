@@ -33,12 +33,16 @@ MISALIGNED = {"misalignment_stance": "stance_misaligned", "misalignment_judge": 
 def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None:
     """A claim's two variants on the items that both answered (see ``claims.Claim``).
 
+    The stratum is that of the first: on rows ``seen``, those that the first was tuned on.
+
     Estimands: ``accuracy`` of verdicts, ``accuracy_prior`` of those with a corrected threshold,
     ``accuracy_text`` of those read in texts, ``auc``, ``misalignment_stance`` and
     ``misalignment_judge`` of the reasons that both gave. The second may be ``chance``, an AUC of
     one half, or a variant of the baselines such as ``majority``.
     """
     first, second = (_answers(claim, parts, name) for name in (claim.first, claim.second))
+    if first is not None:  # which items were tuned on differs between variants: the first decides
+        first = _of_stratum(first, claim.stratum)
     if second is None and claim.second == "chance" and first is not None:
         second = first.assign(logp_ethical=0.0, logp_unethical=0.0)
     if first is None or second is None:
@@ -67,7 +71,7 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
 
 
 def _answers(claim: Claim, parts: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
-    """Rows of a variant that a claim is about, or None if it has none."""
+    """Rows of a variant on a claim's data, or None if it has none."""
     found = parts.get(name)
     if found is None and "baselines" in parts:
         found = parts["baselines"].query("variant == @name")
@@ -78,9 +82,13 @@ def _answers(claim: Claim, parts: Mapping[str, pd.DataFrame], name: str) -> pd.D
         reasons = found.get("judge_misaligned", pd.Series(True, found.index)).notna()
         found = found[found.get("written", reasons).astype(bool)]
     found = found[found["dataset"].isin(SAME[claim.dataset])].reset_index(drop=True)
-    masks = scores.strata(found) if len(found) else {}
+    return found if len(found) else None
+
+
+def _of_stratum(found: pd.DataFrame, stratum: str) -> pd.DataFrame | None:
+    masks = scores.strata(found)
     # Where no statement is in the training file, all of them are clean.
-    mask = masks.get(claim.stratum, masks.get("all") if claim.stratum == "clean" else None)
+    mask = masks.get(stratum, masks.get("all") if stratum == "clean" else None)
     return None if mask is None else found[mask]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ethalign import generation, honesty, records
+from ethalign import generation, honesty, records, scoring
 from ethalign.honesty import IDK, data, evaluate, knowledge, prompts
 from ethalign.honesty.settings import Run
 from ethalign.honesty.targets import REFUSAL
@@ -61,7 +61,9 @@ def speak(
             return reply_to_requests(settings, loaded, asks, **how)
         asked.extend(asks)
         texts = [reply(rows[prompt]) for prompt in asks]
-        return generation.Written(texts, np.full(len(texts), logp), np.ones(len(texts), int))
+        besides = scoring.choice_logprobs(loaded.model, loaded.tokenizer, asks, how["choices"])
+        n = len(texts)
+        return generation.Written(texts, np.full(n, logp), np.ones(n, int), besides)
 
     honest = prompts.is_honest(run.honesty.method)
     rows = {

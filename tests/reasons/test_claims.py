@@ -63,6 +63,20 @@ def test_variants_are_compared_on_the_items_that_both_answered() -> None:
     assert difference(claim(stratum="clean"), clean) == (pytest.approx(0.5), 80)
 
 
+def test_rows_tuned_on_are_those_of_the_first_variant() -> None:
+    """A model that was tuned on none of them is asked them all the same."""
+    given = parts({"L": 90, "L-leak-free": 80})
+    seen = [75 <= k < 85 for k in range(100)]
+    given["L"], given["L-leak-free"] = (
+        t.assign(seen=s) for t, s in zip(given.values(), (seen, False), strict=True)
+    )
+    told = claim(first="L", second="L-leak-free", stratum="seen")
+    assert difference(told, given) == (pytest.approx(0.5), 10)
+    other = claim(first="L", second="L-leak-free", stratum="unseen")
+    assert difference(other, given) == (pytest.approx(0.125), 40)
+    assert difference(claim(first="L-leak-free", second="L", stratum="seen"), given) is None
+
+
 def test_reason_first_is_compared_where_it_wrote_a_reason() -> None:
     """It is right on the written items alone; older records tell them by their judgement."""
     written = [k < 30 for k in range(100)]
