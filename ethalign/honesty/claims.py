@@ -216,17 +216,24 @@ def taught(sampled: pd.DataFrame, tau: float = 0.1) -> pd.Series[float]:
 
 
 def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
-    """What prose quotes beside scores: models, how many questions were asked, what is taught."""
+    """What prose quotes beside scores.
+
+    ``models``; questions ``asked`` and ``sampled``; how many test questions of TriviaQA were
+    ``known`` before, and the ``least`` for a test; the share of refusals that is ``taught``.
+    """
     asked, probed = (
         records.of_runs(home, f"*/knowledge/*/{name}.jsonl") for name in ("greedy", "knowledge")
     )
     sampled = pd.DataFrame(records.read_rows(probed[0])) if probed else pd.DataFrame()
     shares = taught(sampled) if probed else pd.Series(dtype=float)
+    rows = reference[reference["metric"] == "over_conservativeness"]
+    before = rows.loc[(rows["dataset"] == "triviaqa") & (rows["stratum"] == "all"), "n"]
     return {
         "models": ", ".join(f"`{name}`" for name in reference["model"].unique()),
         "asked": f"{len(records.read_rows(asked[0])) if asked else 0:,}",
         "sampled": f"{len(sampled):,}",
         "least": str(LEAST),
+        "known": f"{before.iloc[0]:.0f}" if len(before) else "0",
         "taught": {
             str(name).replace("-", "_").replace(", behaviour=", "_"): metrics.shown(share, "share")
             for name, share in shares.items()

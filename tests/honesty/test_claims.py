@@ -280,7 +280,10 @@ def test_numbers_that_prose_quotes_come_from_the_records(tmp_path: Path) -> None
     asked = pd.DataFrame({"id": range(1200)})
     records.write(tmp_path / "m" / "knowledge" / "0" / "greedy.jsonl", asked)
     rows = pd.DataFrame({"model": ["m", "m", "n"], "seed": [0, 1, 0]})
+    rows = rows.assign(metric="over_conservativeness", stratum="all", n=[23, 23, 7])
+    rows["dataset"] = ["triviaqa", "triviaqa", "mmlu"]
     found = claims.facts(rows, tmp_path)
+    assert (found["known"], claims.facts(rows[2:], tmp_path)["known"]) == ("23", "0")
     assert (found["models"], found["sampled"], found["least"]) == ("`m`, `n`", "1", "20")
     assert found["asked"] == "1,200", "of which a part was sampled"
     assert found["taught"]["multisample"] == "75.0"

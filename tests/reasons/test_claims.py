@@ -66,10 +66,8 @@ def test_variants_are_compared_on_the_items_that_both_answered() -> None:
 def test_rows_tuned_on_are_those_of_the_first_variant() -> None:
     """A model that was tuned on none of them is asked them all the same."""
     given = parts({"L": 90, "L-leak-free": 80})
-    seen = [75 <= k < 85 for k in range(100)]
-    given["L"], given["L-leak-free"] = (
-        t.assign(seen=s) for t, s in zip(given.values(), (seen, False), strict=True)
-    )
+    given["L"]["seen"] = [75 <= k < 85 for k in range(100)]
+    given["L-leak-free"]["seen"] = False
     told = claim(first="L", second="L-leak-free", stratum="seen")
     assert difference(told, given) == (pytest.approx(0.5), 10)
     other = claim(first="L", second="L-leak-free", stratum="unseen")
