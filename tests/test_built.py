@@ -176,6 +176,13 @@ def test_each_handout_is_one_sheet_of_paper_with_room_to_write(built: Path) -> N
         page = context.new_page()
         page.goto((built / "handouts.html").as_uri())
         printed = page.pdf(prefer_css_page_size=True)
+        # The paper between its margins, of 14 and 16 mm.
+        page.set_viewport_size({"width": 688, "height": 1001})
+        page.emulate_media(media="print")
+        heights = page.evaluate(
+            "Array.from(document.querySelectorAll('section:has(> div.handout)'),"
+            " (sheet) => sheet.offsetHeight)"
+        )
         narrowest = page.evaluate(
             "Math.min(...Array.from(document.querySelectorAll('div.handout td:has(> p:empty)'),"
             " (cell) => cell.offsetWidth))"
@@ -184,6 +191,9 @@ def test_each_handout_is_one_sheet_of_paper_with_room_to_write(built: Path) -> N
     sheets = (ROOT / "book" / "handouts.md").read_text(encoding="utf-8").count("\n## ")
     assert len(re.findall(rb"/Type\s*/Page\b", printed)) == sheets + 2
     assert narrowest > 100
+    # With the room that a page keeps above its first heading.
+    assert len(heights) == sheets
+    assert max(heights) < 920
 
 
 @needs_chromium
