@@ -249,6 +249,14 @@ class Served(Client):
     sent as token ids, so that the server splits nothing in another way than this machine does.
     """
 
+    def choices(
+        self, pairs: Sequence[tuple[list[int], list[list[int]]]], k: int
+    ) -> NDArray[np.float64]:
+        """Log-probability of each of k answers behind each of n prompts (nats), (n, k)."""
+        rows = [(before + answer, len(answer)) for before, answers in pairs for answer in answers]
+        found = self.behind([row for row, _ in rows], [length for _, length in rows])
+        return found.reshape(len(pairs), k)
+
     def behind(self, rows: Sequence[Sequence[int]], lengths: Sequence[int]) -> NDArray[np.float64]:
         """Log-probability of the last so many tokens of each of n rows (nats), (n,).
 

@@ -18,7 +18,6 @@ from ethalign.scoring import (
     backbone,
     behind,
     by_length,
-    choice_logprobs,
     left_pad,
     read,
     shared,
@@ -98,9 +97,7 @@ def write(
         told = model.continued(ids, samples=samples, least=min_new_tokens, seed=seed, **how)
         ended = [_cut(*one, stop) for one in told]
         logp, tokens = (np.array([one[k] for one in ended]) for k in (1, 2))
-        besides = np.zeros((len(prompts), 0))
-        if choices:
-            besides = choice_logprobs(model, tokenizer, prompts, choices)
+        besides = model.choices(pairs, len(choices))
         return Written([text for text, *_ in ended], logp, tokens, besides)
     n = len(prompts) * samples
     besides = np.zeros((len(prompts), len(choices)))

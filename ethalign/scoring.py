@@ -49,9 +49,7 @@ def choice_logprobs(
     if not all(all(answers) for _, answers in pairs):
         raise ValueError("every choice needs at least one token")
     if isinstance(model, Served):
-        rows = [(before + answer, len(answer)) for before, answers in pairs for answer in answers]
-        found = model.behind([row for row, _ in rows], [length for _, length in rows])
-        return found.reshape(len(prompts), len(choices))
+        return model.choices(pairs, len(choices))
     out, head, pad = np.zeros((len(prompts), len(choices))), Head(model), tokenizer.pad_token_id
     room = max((len(answer) for _, answers in pairs for answer in answers), default=0)
     opening = shared(model, ids, room)

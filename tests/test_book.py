@@ -331,8 +331,10 @@ def test_cells_with_a_sentence_are_marked(monkeypatch: pytest.MonkeyPatch) -> No
     said = "Tuning on labels and reasons is more accurate than tuning on labels alone."
     table = pd.DataFrame({"claim": [said, "short"], "n": [1, 2]}).set_index("claim").to_html()
     linked = f'<td><p><a id="one" href="#one" title="{said}">#</a> {said}</p></td><td>{"x" * 59}'
-    once = about.mend(f"{table}{linked}</td>")
-    assert re.findall(r'<(t[dh])[^>]* ?class="sentence">', once) == ["th", "td"]
+    styled = pd.DataFrame({"claim": [said, "short"]}).style.hide().to_html()
+    once = about.mend(f"{table}{linked}</td>{styled}")
+    assert re.findall(r'<(t[dh])[^>]* ?class="sentence ', once) == ["th", "td", "td"]
+    assert "row0 col0" in once, "what a cell was called it is called still"
     assert about.mend(once) == once
 
 

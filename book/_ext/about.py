@@ -37,7 +37,7 @@ PLAIN_HEAD = re.compile(r"<th\b((?:(?!scope=)[^>])*)>")
 _BLANK, _NAMED = r"((?:\s*<th[^>]*></th>)+)", r"((?:\s*<th[^>]*>[^<]+</th>)+)"
 TWO_HEADS = re.compile(rf"<tr[^>]*>{_BLANK}{_NAMED}\s*</tr>\s*<tr>{_NAMED}{_BLANK}\s*</tr>")
 # A cell of a table, and from how many characters on it holds a sentence.
-CELL, SENTENCE = re.compile(r"<(t[dh])\b((?:(?!class=)[^>])*)>(.*?)</\1>", re.DOTALL), 60
+CELL, SENTENCE = re.compile(r"<(t[dh])\b([^>]*)>(.*?)</\1>", re.DOTALL), 60
 # A description for machines is no longer than this.
 MOST = 200
 
@@ -231,8 +231,11 @@ def mend(text: str) -> str:
 
 def _roomy(cell: re.Match[str]) -> str:
     kind, more, inside = cell.groups()
-    long = len(re.sub(r"<[^>]*>", "", inside).strip()) >= SENTENCE
-    return f'<{kind}{more} class="sentence">{inside}</{kind}>' if long else cell[0]
+    if len(re.sub(r"<[^>]*>", "", inside).strip()) < SENTENCE or "sentence" in more:
+        return cell[0]
+    named = more if 'class="' in more else f'{more} class=""'
+    marked = named.replace('class="', 'class="sentence ', 1)
+    return f"<{kind}{marked}>{inside}</{kind}>"
 
 
 def _one_head(found: re.Match[str]) -> str:
