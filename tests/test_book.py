@@ -333,7 +333,7 @@ def test_cells_with_a_sentence_are_marked(monkeypatch: pytest.MonkeyPatch) -> No
     linked = f'<td><p><a id="one" href="#one" title="{said}">#</a> {said}</p></td><td>{"x" * 59}'
     styled = pd.DataFrame({"claim": [said, "short"]}).style.hide().to_html()
     once = about.mend(f"{table}{linked}</td>{styled}")
-    assert re.findall(r'<(t[dh])[^>]* ?class="sentence ', once) == ["th", "td", "td"]
+    assert re.findall(r'<(t[dh])[^>]* ?class="sentence[ "]', once) == ["th", "td", "td"]
     assert "row0 col0" in once, "what a cell was called it is called still"
     assert about.mend(once) == once
 

@@ -233,8 +233,8 @@ def _roomy(cell: re.Match[str]) -> str:
     kind, more, inside = cell.groups()
     if len(re.sub(r"<[^>]*>", "", inside).strip()) < SENTENCE or "sentence" in more:
         return cell[0]
-    named = more if 'class="' in more else f'{more} class=""'
-    marked = named.replace('class="', 'class="sentence ', 1)
+    marked = more.replace('class="', 'class="sentence ', 1)
+    marked = marked if marked != more else f'{more} class="sentence"'
     return f"<{kind}{marked}>{inside}</{kind}>"
 
 
