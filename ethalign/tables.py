@@ -110,7 +110,7 @@ def as_printed(value: float, unit: str) -> str:
     scaled, least = (100 * value, 1) if unit == "share" else (value, 2)
     text = f"{scaled:.4f}".rstrip("0")
     whole, _, places = text.partition(".")
-    return f"{whole}.{places.ljust(least, '0')}"
+    return f"{whole}.{places.ljust(least, '0')}".replace("-", "\N{MINUS SIGN}")
 
 
 def plain(table: pd.DataFrame) -> str:

@@ -160,3 +160,15 @@ def test_small_models_come_first(tmp_path: Path) -> None:
         (folder / "metrics.json").write_text(json.dumps([row | numbers]))
     expected = ["minilm", "smol-135m", "qwen-0.5b", "llama-7b"]
     assert results.rows(tmp_path)["model"].tolist() == expected
+
+
+def test_a_papers_figure_keeps_its_digits() -> None:
+    given = [
+        (0.8455, "share"),
+        (0.45, "share"),
+        (5.54, "score"),
+        (2.7, "score"),
+        (-0.031, "share"),
+    ]
+    found = [tables.as_printed(*pair) for pair in given]
+    assert found == ["84.55", "45.0", "5.54", "2.70", "\N{MINUS SIGN}3.1"]
