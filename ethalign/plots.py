@@ -210,15 +210,18 @@ def effects(table: pd.DataFrame) -> Figure:
             y, low, high = (scale * rows[key] for key in ("difference", "low", "high"))
             error = np.array([y - low, high - y]).clip(min=0)
             axes.errorbar(rows["size"], y, yerr=error, capsize=3, **looks[source])
-            # Names stand above the bars, and beside them where models are of one size.
-            for x, at, top, name in zip(
-                rows["size"], y, high.fillna(y), rows["label"], strict=True
-            ):
+            # Names stand above the bars, below them next to a model that is hardly smaller, and
+            # beside them where models are of one size.
+            ends = zip(rows["size"], y, low.fillna(y), high.fillna(y), rows["label"], strict=True)
+            for x, at, bottom, top, name in ends:
                 alone, better = (rows["size"] == x).sum() == 1, at == y[rows["size"] == x].max()
-                place: dict[str, Any] = {"xytext": (0, 5) if alone else (7, 2 if better else -9)}
-                place |= {"textcoords": "offset points", "ha": "center" if alone else "left"}
+                below = rows["size"].between(x / 2.5, x, inclusive="neither").any()
+                beside = (x, at), (7, 2 if better else -9), "left"
+                under, over = ((x, bottom), (0, -14), "center"), ((x, top), (0, 5), "center")
+                point, offset, side = (under if below else over) if alone else beside
                 told = name.split()[-1] if source == "here" else name
-                axes.annotate(told, (x, top if alone else at), fontsize="small", **place)
+                how: dict[str, Any] = {"textcoords": "offset points", "ha": side}
+                axes.annotate(told, point, offset, fontsize="small", **how)
         axes.axhline(0, color="black", linewidth=1)
         unit = "points" if scale == 100 else str(part["unit"].iloc[0])
         axes.set(xscale="log", xlim=(7e7, 6e11), ylabel=f"{unit} for the claim")

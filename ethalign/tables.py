@@ -13,8 +13,8 @@ from ethalign import claims as tests
 from ethalign import metrics, results, study
 from ethalign.records import size_of
 
-# More columns than this do not fit a page.
-WIDE = 8
+# More columns than this do not fit a page; nor do more than these, where cells hold intervals.
+WIDE, INTERVALS = 8, 6
 SPAN = ("difference", "low", "high", "unit")
 # What means the same in every study.
 WORDS = {
@@ -71,7 +71,7 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
         "question": owner.question,
         "answer": answer(name),
         "tally": tally(name),
-        "seeds": "one training seed" if seeds == 1 else f"{seeds} training seeds",
+        "seeds": trained(seeds),
         **{key: word(name, model) for key, model in ends.items()},
         **more,
     }
@@ -121,6 +121,13 @@ def plain(table: pd.DataFrame) -> str:
     flat = table.reset_index()
     flat = flat.drop(columns=[k for k in ("model",) if k in flat and flat[k].nunique() < 2])
     return markdown([*flat], flat.to_numpy().tolist())
+
+
+def parts(table: pd.DataFrame, most: int = INTERVALS) -> list[pd.DataFrame]:
+    """A wide table as several, of about equally many columns and not more than ``most``."""
+    n = table.shape[1]
+    size = math.ceil(n / max(1, math.ceil(n / most)))
+    return [table.iloc[:, k : k + size] for k in range(0, n, size)] if n else []
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[Any]], rule: str = "---") -> str:
@@ -204,16 +211,27 @@ def word(name: str, key: str) -> str:
     return study.find(name).words.get(key, WORDS.get(key, key.replace("_", " ")))
 
 
-def heading(name: str, family: str) -> str:
-    """What stands above the claims of a family, in Markdown."""
+def heading(name: str, family: str, seeds: str = "") -> str:
+    """What stands above the claims of a family, in Markdown; ``seeds``: the same for all."""
     told = word(name, family)
-    return f"**{told[:1].upper()}{told[1:]}**\n\n"
+    return f"**{told[:1].upper()}{told[1:]}**{seeds and f' ({trained(int(seeds))})'}\n\n"
 
 
-def signed(value: float, unit: str) -> str:
-    """A difference with its sign; of shares in points."""
-    text = metrics.shown(value, unit)
-    return text if text.startswith("\N{MINUS SIGN}") else f"+{text}"
+def trained(seeds: int) -> str:
+    """How many seeds were trained, in words."""
+    return "one training seed" if seeds == 1 else f"{seeds} training seeds"
+
+
+def signed(value: float, unit: str, width: float = math.inf) -> str:
+    """A difference with its sign; of shares in points.
+
+    ``width``: of its interval, which takes as many decimals as show two of its digits.
+    """
+    scale, places = (100, 1) if unit in ("share", "part") else (1, 3)
+    if 0 < width < math.inf:
+        places = max(places, 1 - math.floor(math.log10(scale * width)))
+    text = f"{round(scale * value, places) + 0.0:+.{places}f}"  # minus nothing is nothing
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def unit_of(unit: str) -> str:
@@ -240,7 +258,7 @@ def _of_family(table: pd.DataFrame, family: str | None) -> pd.DataFrame:
 def claims(table: pd.DataFrame, name: str, family: str | None = None) -> pd.DataFrame:
     """Claims of ``claims.assess`` as a page shows them, a row per claim, run and model.
 
-    The verdict stands beside the claim, where a narrow screen shows it; plus speaks for the claim.
+    Plus speaks for the claim.
     """
     rows = towards(_of_family(table, family))
     found = rows["n"] > 0
@@ -253,14 +271,13 @@ def claims(table: pd.DataFrame, name: str, family: str | None = None) -> pd.Data
         "for the claim": [span(*some) for some in spans],
         "model": rows["model"].map(lambda key: word(name, key)),
         "run": rows["run"],
-        # What tells rows with one sentence apart stands before the rest.
         "data": [", ".join(word(name, k) for k in place if k != "all") for place in places],
         "measure": rows["estimand"].map(lambda key: word(name, key)),
         "detectable": [
             "" if d != d else metrics.shown(d, unit)
             for d, unit in zip(rows["detectable"].astype(float), rows["unit"], strict=True)
         ],
-        "compared": [f"{word(name, one)} with {word(name, two)}" for one, two in pairs],
+        "compared": [f"{word(name, one)} against {word(name, two)}" for one, two in pairs],
         "items": rows["n"].map("{:,}".format).where(found, ""),
         "seeds": rows["seeds"].map(str).where(found, ""),
         "p, corrected": rows["holm"].map(lambda p: "" if p != p else f"{p:.3f}"),
@@ -275,45 +292,46 @@ def span(value: float, low: float, high: float, unit: str) -> str:
     """A difference with its interval and unit; nothing for NaN."""
     if value != value:
         return ""
-    ends = "" if low != low else f" [{signed(low, unit)}, {signed(high, unit)}]"
-    return f"{signed(value, unit)}{ends} {unit_of(unit)}".strip()
+    told = [signed(x, unit, high - low) for x in (value, low, high) if x == x]
+    ends = "" if low != low else f" [{told[1]}, {told[2]}]"
+    return f"{told[0]}{ends} {unit_of(unit)}".strip()
+
+
+def assessed(table: pd.DataFrame, name: str, family: str, *, links: bool = False) -> str:
+    """Claims of a family in Markdown, as a page shows them, below their heading.
+
+    What is compared, by which measure and on which data, stands below the claim, so that the
+    table is no wider than a page. ``links``: verdicts lead to the glossary, and each claim has an
+    address that lasts; of several models the first row has it.
+    """
+    told = claims(table, name, family)
+    beneath = told["compared"] + ": " + told["measure"] + "; " + told["data"]
+    # A phone shows little more of a row than its claim.
+    for key in told.columns.intersection(["model", "run"]):
+        beneath += ' <span class="apart">' + told[key] + "</span>"
+    told["claim"] += ' <span class="beneath">' + beneath + "</span>"
+    told = told.drop(columns=["compared", "measure", "data"])
+    if links:
+        told["verdict"] = told["verdict"].map(term)
+        ids = _of_family(table, family)["id"]
+        link = '<a id="claim-{0}" href="#claim-{0}" title="Link to {0}">#</a> '.format
+        told["claim"] = ids.map(link).where(~ids.duplicated(), "").to_numpy() + told["claim"]
+    known = {*told["seeds"]} - {""}
+    if len(known) < 2:
+        told = told.drop(columns="seeds")
+    rows = told.to_numpy().tolist()
+    above = heading(name, family, known.pop() if len(known) == 1 else "")
+    return above + markdown([*told.columns], rows)
 
 
 def verdicts(name: str, scale: str = "small", *, brief: bool = False) -> str:
     """The verdicts on the committed reference runs in Markdown, a table for each family.
 
-    ``brief``: without the primary family, and of the others what fits beside the claim; for a
-    page that has the rest, or leads to it.
+    ``brief``: without the primary family, for a page that has it.
     """
     table = tests.recorded(name, scale)
-    parts = []
-    for family in [f for f in table["family"].unique() if not (brief and f == "primary")]:
-        told = claims(table, name, family)
-        told["verdict"] = told["verdict"].map(term)
-        told["claim"] += _apart(told)
-        if brief:
-            told = told.drop(columns=["compared", "items", "p, corrected"])
-        else:
-            # Each claim has an address that lasts; of several models the first row has it.
-            ids = _of_family(table, family)["id"]
-            link = '<a id="claim-{0}" href="#claim-{0}" title="Link to {0}">#</a> '.format
-            told["claim"] = ids.map(link).where(~ids.duplicated(), "").to_numpy() + told["claim"]
-        rows = told.to_numpy().tolist()
-        parts.append(heading(name, family) + markdown(list(told.columns), rows))
-    return "\n".join(parts)
-
-
-def _apart(told: pd.DataFrame) -> pd.Series[str]:
-    """What tells rows of one claim apart, to stand below it where columns are out of sight."""
-    named = told.columns.intersection(["model", "run", "data", "measure"])
-
-    def differing(rows: pd.DataFrame) -> pd.Series[str]:
-        uneven = [key for key in named if rows[key].nunique() > 1]
-        return rows[uneven].agg(", ".join, axis=1) if uneven else pd.Series("", rows.index)
-
-    words = pd.concat([differing(rows) for _, rows in told.groupby("claim", sort=False)])
-    small = ' <span class="apart">' + words + "</span>"
-    return small.where(words != "", "").reindex(told.index)
+    families = [f for f in table["family"].unique() if not (brief and f == "primary")]
+    return "\n".join(assessed(table, name, family, links=True) for family in families)
 
 
 def term(text: str) -> str:
@@ -397,10 +415,14 @@ def glance(name: str, page: str = "", family: str = "primary") -> str:
 
 
 def variants(name: str) -> str:
-    """The key of a study's variants in Markdown: the name in commands, and what pages call it."""
-    return markdown(
-        ["name", "on pages"], [(f"`{v}`", word(name, v)) for v in study.find(name).order]
-    )
+    """The key of a study's variants in Markdown: the name in commands, and what pages call it.
+
+    After those that can be run stands what they are compared with in the committed results.
+    """
+    owner = study.find(name)
+    beside = [v for v in results.published(name)["variant"].unique() if v in owner.words]
+    names = dict.fromkeys([*owner.order, *beside])
+    return markdown(["name", "on pages"], [(f"`{v}`", word(name, v)) for v in names])
 
 
 def effects(name: str = "") -> pd.DataFrame:

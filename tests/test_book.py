@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import io
 import json
 import re
 import shutil
@@ -336,6 +337,58 @@ def test_cells_with_a_sentence_are_marked(monkeypatch: pytest.MonkeyPatch) -> No
     assert re.findall(r'<(t[dh])[^>]* ?class="sentence[ "]', once) == ["th", "td", "td"]
     assert "row0 col0" in once, "what a cell was called it is called still"
     assert about.mend(once) == once
+
+
+def test_an_interval_is_kept_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    about = importlib.import_module("about")
+    minus = "\N{MINUS SIGN}"
+    for told in ("[10.1, 14.5]", f"[{minus}0.0005, +1,200.0]"):
+        once = about.mend(f"<td>12.3 {told} points</td>")
+        assert once == f'<td>12.3 <span class="interval">{told}</span> points</td>'
+        assert about.mend(once) == once
+    for other in ("<td>[a, b]</td>", "<pre>x = [1.0, 2.0]</pre>", "<td>[1, 2, 3]</td>"):
+        assert about.mend(other) == other, "a list, or code to be copied"
+
+
+def test_the_first_use_of_a_term_on_an_executed_page_leads_to_the_glossary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    monkeypatch.setattr(config, "studies", list)
+    terms = importlib.import_module("terms")
+    (tmp_path / "conf.py").write_text("extensions = ['myst_nb', 'terms']\n")
+    (tmp_path / "glossary.md").write_text(terms.GLOSSARY.read_text())
+    said = (
+        "# An epoch\n\nEpochs, an epoch, `entropy`, [entropy](https://example.org) and "
+        "*entropy*; a cross-entropy, hard as it is; calibration-errors. {term}`AUC` and AUC.\n\n"
+        "Every entropy in {term}`nats <nat>`, and a nat."
+    )
+    (tmp_path / "_runs").mkdir()
+    for page in ("index", "_runs/page"):
+        (tmp_path / f"{page}.md").write_text(said)
+    settings = {"myst_enable_extensions": ["dollarmath"], "nb_execution_mode": "off"}
+    where = (tmp_path, tmp_path, tmp_path / "html", tmp_path / "trees", "html", settings)
+    with io.StringIO() as warned:
+        Sphinx(*where, status=None, warning=warned).build()
+        assert "not in glossary" not in warned.getvalue()
+    linked = r'<a class="reference internal" href="[^"]*#term-([\w-]+)"[^>]*><span[^>]*>([^<]*)<'
+    found = {
+        page: re.findall(linked, (tmp_path / "html" / f"{page}.html").read_text())
+        for page in ("index", "_runs/page")
+    }
+    asked = [("AUC", "AUC"), ("nat", "nats")]
+    assert found["index"] == asked, "prose of its own says what it links"
+    first = [("epoch", "Epoch"), ("cross-entropy", "cross-entropy"), asked[0], ("entropy",) * 2]
+    assert found["_runs/page"] == [*first, asked[1]]
+
+
+def test_everyday_words_are_entries_and_no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    terms = importlib.import_module("terms")
+    text = terms.GLOSSARY.read_text()
+    assert all(f"\n{name}\n  " in text for name in (*terms.EVERYDAY, *terms.entries()))
+    assert not terms.EVERYDAY & {*terms.entries()}
 
 
 def test_notebooks_open_elsewhere_once_the_repository_has_an_address(

@@ -110,6 +110,21 @@ def test_every_claim_of_the_abstract_is_on_its_page_and_linked_from_the_first(na
     assert study.find(name).headline in {claim.id for claim in claims.declared(name)}
 
 
+def test_what_stands_in_the_figures_stands_in_the_key_of_variants() -> None:
+    key = tables.variants("ambiguity")
+    for name in ("hard", "human", "best", "human-posterior"):
+        assert f"| `{name}` | {tables.word('ambiguity', name)} |" in key
+    assert "| `audit` |" not in tables.variants("reasons")
+
+
+def test_a_wide_table_becomes_several_that_fit() -> None:
+    table = pd.DataFrame([range(9)], columns=[*"abcdefghi"], index=["one"])
+    assert ["".join([*map(str, part)]) for part in tables.parts(table)] == ["abcde", "fghi"]
+    assert [[*part.index] for part in tables.parts(table)] == [["one"]] * 2
+    assert len(tables.parts(table.iloc[:, :6])) == 1
+    assert tables.parts(pd.DataFrame()) == []
+
+
 def test_no_raw_key_stands_in_a_table_of_findings() -> None:
     for name in config.studies():
         told = tables.claims(claims.recorded(name), name)
@@ -165,10 +180,8 @@ def test_the_first_figure_has_every_study_and_says_its_numbers(
     assert 'src="data:image/svg+xml;base64,' in drawn
     said = re.findall(r'alt="([^"]*)"', drawn)[0]
     for row in tables.effects().to_dict("records"):
-        assert (
-            f"{row['label']} ({row['source']}): {tables.signed(row['difference'], row['unit'])}"
-            in said
-        )
+        told = tables.span(*(row[key] for key in tables.SPAN))
+        assert f"{row['label']} ({row['source']}): {told}" in said
     assert {*tables.effects()["study"]} == {*config.studies()}
     # A further model of ours is one more point.
     known = claims.recorded("reasons")

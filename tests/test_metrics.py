@@ -46,6 +46,14 @@ def test_numbers_as_pages_show_them() -> None:
     assert metrics.shown(-0.25, "nats") == "\N{MINUS SIGN}0.250"
     signed = [tables.signed(x, "share") for x in (-0.0004, 0.0, 0.1, -0.1)]
     assert signed == ["+0.0", "+0.0", "+10.0", "\N{MINUS SIGN}10.0"]
+    # Of a narrow interval two digits can be seen.
+    minus = "\N{MINUS SIGN}"
+    narrow = tables.span(-2.2e-5, -1.05e-4, 6.7e-5, "nats")
+    assert narrow == f"{minus}0.00002 [{minus}0.00011, +0.00007] nats"
+    assert tables.span(0.1, 0.0996, 0.1004, "share") == "+10.000 [+9.960, +10.040] points"
+    assert tables.span(0.25, 0.1, 0.4, "nats") == "+0.250 [+0.100, +0.400] nats"
+    assert tables.span(0.1, math.nan, math.nan, "share") == "+10.0 points"
+    assert tables.span(0.0, 0.0, 0.0, "nats") == "+0.000 [+0.000, +0.000] nats"
     assert metrics.with_interval(*metrics.share(1, 2)[:3], "share") == "50.0 [9.5, 90.5]"
     assert metrics.with_interval(1.5, 1, 2, "nats") == "1.500 [1.000, 2.000]"
     for nothing in (None, math.nan):

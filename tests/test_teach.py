@@ -37,6 +37,15 @@ def test_every_exercise_has_its_place() -> None:
     assert {*re.findall(r"\{ref\}`(teach-[\w-]+)`", "".join(SESSIONS))} == {*NEEDED}
 
 
+def test_every_exercise_of_the_book_is_in_the_list_by_topic() -> None:
+    notebooks = (p.read_text() for p in sorted((ROOT / "notebooks").rglob("*.ipynb")))
+    label = re.compile(r"\{exercise\}[^\n]*?(?:\\n\",\s*\"|\n):label: ([\w-]+)")
+    exercises = [name for text in (TEACH, *notebooks) for name in label.findall(text)]
+    assert len(exercises) > len(NEEDED)
+    topics = TEACH.partition("| topic | exercises |")[2].partition("\n\n")[0]
+    assert {*re.findall(r"\{ref\}`([\w-]+)`", topics)} == {*exercises}
+
+
 def sheets(page: str) -> list[dict[str, Any]]:
     """The handouts of a page: name of the file, and options."""
     text = (ROOT / "book" / page).read_text()

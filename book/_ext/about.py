@@ -38,6 +38,8 @@ _BLANK, _NAMED = r"((?:\s*<th[^>]*></th>)+)", r"((?:\s*<th[^>]*>[^<]+</th>)+)"
 TWO_HEADS = re.compile(rf"<tr[^>]*>{_BLANK}{_NAMED}\s*</tr>\s*<tr>{_NAMED}{_BLANK}\s*</tr>")
 # A cell of a table, and from how many characters on it holds a sentence.
 CELL, SENTENCE = re.compile(r"<(t[dh])\b([^>]*)>(.*?)</\1>", re.DOTALL), 60
+# An interval in one; it is small, and breaks no line.
+INTERVAL = re.compile(r"\[[+\N{MINUS SIGN}\d.,]+, [+\N{MINUS SIGN}\d.,]+\](?!</span>)")
 # A description for machines is no longer than this.
 MOST = 200
 
@@ -214,7 +216,7 @@ def mend(text: str) -> str:
     Toggles of the contents get a name, buttons have the name that can be seen on them, the two
     rows at the head of a pandas table become one, cells at the head of a column or row say of
     which, and tables that scroll can be reached by keyboard. Cells that hold a sentence are
-    marked: they are not to be narrowed to a word a line.
+    marked: they are not to be narrowed to a word a line. Intervals are kept on one.
     """
     for old, new in THEME:
         text = re.sub(old, new, text)
@@ -231,8 +233,9 @@ def mend(text: str) -> str:
 
 def _roomy(cell: re.Match[str]) -> str:
     kind, more, inside = cell.groups()
+    inside = INTERVAL.sub(r'<span class="interval">\g<0></span>', inside)
     if len(re.sub(r"<[^>]*>", "", inside).strip()) < SENTENCE or "sentence" in more:
-        return cell[0]
+        return f"<{kind}{more}>{inside}</{kind}>"
     marked = more.replace('class="', 'class="sentence ', 1)
     marked = marked if marked != more else f'{more} class="sentence"'
     return f"<{kind}{marked}>{inside}</{kind}>"

@@ -125,7 +125,10 @@ def plane(groups: Mapping[str, pd.DataFrame]) -> Axes:
         low, end = 2 * honest - 1, min(1.0, 2 - 2 * honest)
         axes.plot([0, 1], [low, low + 1], color="#bbbbbb", linewidth=0.8, zorder=0)
         place = (end, low + end)
-        axes.annotate(f"{100 * honest:.0f}", place, fontsize="x-small", color="#777777")
+        axes.annotate(
+            f"{100 * honest:.0f}", place, (8, 2), textcoords="offset points", fontsize="x-small",
+            color="#777777",
+        )  # fmt: skip
     table = pd.concat([rows.assign(run=name) for name, rows in groups.items()])
     table["variant"] = table["variant"].map(partial(tables.word, "honesty"))
     known = _colours()
@@ -146,24 +149,28 @@ def plane(groups: Mapping[str, pd.DataFrame]) -> Axes:
     return axes
 
 
-def risk_coverage(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> None:
-    """Generalised risk against coverage, a curve per variant up to what it answers.
+def surest(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> None:
+    """Right answers among the surest against coverage, a curve per variant up to what it answers.
 
-    ``found`` is as of ``claims.by_variant``, of one data set. The dashed line from the origin to
-    the end of a curve is what an order drawn at random would give.
+    ``found`` is as of ``claims.by_variant``, of one data set. A curve begins at one question in
+    twenty: before that a single answer moves it. The dashed line is what an order drawn at random
+    would give. (The errors as a share of all questions, of which AUGRC is the area, differ too
+    little to be seen where few answers are right.)
     """
     colours = _colours()
     for axes, parts in _panels(found, 3.6):
         for name, part in parts.items():
             coverage, risk = curve(evaluate.confidence(part), part["verdict"] == "wrong")
-            n = int((part["verdict"] != "idk").sum())
-            label = tables.word("honesty", name)
-            x, y = ([0.0, *values[:n]] for values in (coverage, risk))
-            colour = colours.get(label)
-            (line,) = axes.plot(x, y, color=colour, label=f"{label}, area {np.mean(risk):.3f}")
-            axes.plot([0, x[-1]], [0, y[-1]], "--", color=line.get_color(), linewidth=0.8)
-        axes.set(xlabel="coverage: share of questions answered", ylabel="errors, of all questions")
-        axes.set(xlim=(0, 1), ylim=(-0.02, 1.02))
+            n, first = int((part["verdict"] != "idk").sum()), len(part) // 20
+            label, right = tables.word("honesty", name), 1 - risk[:n] / coverage[:n]
+            told = f"{label}, AUGRC {np.mean(risk):.3f}"
+            (line,) = axes.plot(
+                coverage[:n][first:], right[first:], color=colours.get(label), label=told
+            )
+            ends = coverage[:n][[0, -1]] if n else []
+            axes.plot(ends, right[[-1] * len(ends)], "--", color=line.get_color(), linewidth=0.8)
+        axes.set(xlabel="coverage: share of questions answered", ylabel="right, of these")
+        axes.set(xlim=(0, 1), ylim=(-0.02, None))
         axes.legend(**BESIDE)
 
 

@@ -106,6 +106,28 @@ def leak(reference: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(counts, index=["rows", "of", "share"]).T
 
 
+def alarms(home: Path, seed: int) -> pd.DataFrame:
+    """Rows as of ``results.rows``: how often a judge calls a reason behind a right verdict wrong.
+
+    ``stance_flags_right`` and ``judge_flags_right``, the counterparts of ``…_flags_wrong``, on the
+    main data set; Wilson's interval. Most are false alarms, but a right verdict can have a
+    misaligned reason.
+    """
+    rows = []
+    for model, variants in results.predictions(home, seed).items():
+        for variant, table in variants.items():
+            if "argues_for" not in table:
+                continue
+            judged = table[table["dataset"].isin(SAME["dfar"]) & table["argues_for"].notna()]
+            right = judged[judged["verdict"] == judged["gold"]]
+            of = {"study": "reasons", "model": model, "variant": variant, "seed": seed}
+            for name in ("stance", "judge"):
+                found = metrics.share(int(right[f"{name}_misaligned"].sum()), len(right))
+                told = {"metric": f"{name}_flags_right", "unit": "share", **found._asdict()}
+                rows.append({**of, "dataset": "dfar", "stratum": "all", **told})
+    return pd.DataFrame(rows)
+
+
 def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
     """Further numbers that prose quotes.
 

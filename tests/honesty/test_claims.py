@@ -176,7 +176,7 @@ def test_several_runs_and_models_stand_beside_each_other(tmp_path: Path) -> None
     assert (cells["wrong", "idk"], cells["wrong", "correct"]) == (1, 1)
     assert [*claims.sweeps(homes)] == [*found]
     plots.transitions({"one": cells, "two": cells})
-    plots.risk_coverage(found)
+    plots.surest(found)
     plots.sweep(claims.sweeps(homes), claims.trained(homes))
     kept = claims.confidences(found["mine, small"]["absolute"], stated=False)
     assert kept["confidence"].tolist() == [pytest.approx(0.3679, abs=1e-4)], "without the declined"
@@ -265,13 +265,25 @@ def test_a_grid_of_transitions_is_coloured_by_column() -> None:
     assert values[:, 2].tolist() == [0, 0, 0], "nothing was declined before"
 
 
-def test_a_curve_of_risk_ends_where_the_model_declines() -> None:
+def test_a_curve_of_the_surest_ends_where_the_model_declines() -> None:
     part = frame(verdict=["correct", "wrong", "idk", "idk"], logp=[-1.0, -2, -3, -4])
-    plots.risk_coverage({"run": {"absolute": part}})
-    curve, chance = plt.gcf().axes[0].get_lines()
-    assert np.asarray(curve.get_xdata()).tolist() == [0, 0.25, 0.5]
-    assert np.asarray(curve.get_ydata()).tolist() == [0, 0, 0.25]
-    assert np.asarray(chance.get_ydata()).tolist() == [0, 0.25]
+    plots.surest({"run": {"absolute": part, "shuffled": part.assign(verdict="idk")}})
+    curve, chance, *nothing = plt.gcf().axes[0].get_lines()
+    assert np.asarray(curve.get_xdata()).tolist() == [0.25, 0.5]
+    assert np.asarray(curve.get_ydata()).tolist() == [1, 0.5]
+    assert np.asarray(chance.get_ydata()).tolist() == [0.5, 0.5], (
+        "half of what it answers is right"
+    )
+    assert [np.size(line.get_xdata()) for line in nothing] == [0, 0], "it answers nothing"
+
+
+def test_a_curve_of_the_surest_begins_where_one_answer_moves_it_little() -> None:
+    n = 100
+    rows = frame(verdict=["wrong", *["correct"] * (n - 1)], logp=[-float(k) for k in range(n)])
+    plots.surest({"run": {"absolute": rows}})
+    curve = plt.gcf().axes[0].get_lines()[0]
+    first = np.asarray(curve.get_xydata())[0]
+    assert first.tolist() == pytest.approx([0.06, 5 / 6])
 
 
 def test_numbers_that_prose_quotes_come_from_the_records(tmp_path: Path) -> None:
@@ -320,7 +332,7 @@ def test_no_page_types_the_size_of_the_model_that_was_run() -> None:
 def test_a_variant_has_one_colour_in_every_figure() -> None:
     """Whatever else is drawn, and in whichever order it comes."""
     rows = frame(verdict=["correct", "wrong", "idk"], logp=[-1.0, -2, -3])
-    plots.risk_coverage({"run": {"multisample": rows, "absolute": rows}})
+    plots.surest({"run": {"multisample": rows, "absolute": rows}})
     curve = plt.gcf().axes[0].get_lines()[2].get_color()
     at = pd.DataFrame(
         {

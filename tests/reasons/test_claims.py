@@ -127,6 +127,26 @@ def test_reference_predictions_carry_their_judgements(tmp_path: Path) -> None:
     assert table["stance_misaligned"].fillna("none").tolist() == ["none", True]
 
 
+def test_false_alarms_of_judges_are_those_behind_right_verdicts(tmp_path: Path) -> None:
+    home = tmp_path / "m" / "LR" / "0"
+    verdicts = ["ethical", "ethical", "ethical", "unethical", "ethical"]
+    told = pd.DataFrame({"id": [*"abcde"], "dataset": ["dfar"] * 4 + ["ethos"]})
+    records.write(home / "predictions.jsonl", told.assign(gold="ethical", verdict=verdicts))
+    stances: list[Any] = ["ethical", "unethical", None, "unethical", "ethical"]
+    judged = told.assign(
+        argues_for=stances,
+        stance_misaligned=[False, True, True, True, True],
+        judge_misaligned=[False, False, True, True, True],
+    )
+    records.write(home / "judgements.jsonl", judged)
+    records.write(tmp_path / "m" / "pretrained" / "0" / "predictions.jsonl", told)
+    found = claims.alarms(tmp_path, 0).set_index("metric")
+    # Right are a, b and c, of which c has no reason, and e is of another set.
+    assert found["n"].tolist() == [2, 2]
+    assert found["value"].to_dict() == {"stance_flags_right": 0.5, "judge_flags_right": 0.0}
+    assert {*found["variant"]} == {"LR"}, "where no reason was judged there is nothing to tell"
+
+
 def test_prose_quotes_the_audit_and_the_classes(tmp_path: Path) -> None:
     records.write(tmp_path / "small" / "pretrained" / "0" / "predictions.jsonl", items(10))
     audit = {"variant": "audit", "dataset": "dfar", "metric": "test_in_train", "stratum": "all"}
