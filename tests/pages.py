@@ -52,6 +52,14 @@ CUT = """() => [...document.querySelectorAll("article :is(code, td, th, dt, p, l
 SQUEEZED = """() => [...document.querySelectorAll("article :is(td, th)")]
   .filter(e => e.innerText.trim().length > 80 && e.offsetWidth && e.offsetWidth < 150)
   .map(e => e.innerText.slice(0, 60))"""
+# Tables with columns beyond the edge of the box that they scroll in.
+BEYOND = """() => [...document.querySelectorAll("article table")].filter(table => {
+    for (let box = table; box && box.tagName != "ARTICLE"; box = box.parentElement)
+      if (["auto", "scroll"].includes(getComputedStyle(box).overflowX)
+          && box.scrollWidth > box.clientWidth + 1) return true;
+  })
+  .map(table => table.innerText.slice(0, 60))"""
+DESKTOP = 1280
 # Names of services that a page of this kind is known to load late, from a script.
 SERVICES = re.compile(
     r"cdn\.jsdelivr|cdnjs\.cloudflare|unpkg\.com|fonts\.g(?:oogleapis|static)|googletagmanager"
@@ -221,5 +229,7 @@ def _visit(context: BrowserContext, path: Path, root: Path) -> list[str]:
         found.append(f"scrolls sideways by {wider} px")
     found += [f"cuts off {text}" for text in page.evaluate(CUT)]
     found += [f"squeezes {text}" for text in page.evaluate(SQUEEZED)]
+    if page.evaluate("innerWidth") >= DESKTOP:
+        found += [f"hides columns of {text}" for text in page.evaluate(BEYOND)]
     page.close()
     return found
