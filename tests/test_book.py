@@ -382,7 +382,7 @@ def test_the_first_use_of_a_term_on_an_executed_page_leads_to_the_glossary(
     }
     asked = [("AUC", "AUC"), ("nat", "nats")]
     assert found["index"] == asked, "prose of its own says what it links"
-    first = [("epoch", "Epoch"), ("cross-entropy", "cross-entropy"), asked[0], ("entropy",) * 2]
+    first = [("epoch", "Epochs"), ("cross-entropy", "cross-entropy"), asked[0], ("entropy",) * 2]
     assert found["_runs/page"] == [*first, asked[1]]
 
 

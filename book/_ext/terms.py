@@ -35,7 +35,7 @@ def entries() -> tuple[str, ...]:
 def _pattern() -> re.Pattern[str]:
     """Any of the names, small or with a capital, one or several; no part of a longer word."""
     names = "|".join(f"(?i:{re.escape(name[0])}){re.escape(name[1:])}" for name in entries())
-    return re.compile(rf"(?<![\w-])(?:{names})(?=s?(?![\w-]))")
+    return re.compile(rf"(?<![\w-])({names})s?(?![\w-])")
 
 
 def link(app: Sphinx, doctree: nodes.document) -> None:
@@ -47,16 +47,21 @@ def link(app: Sphinx, doctree: nodes.document) -> None:
     done = {str(node["reftarget"]).lower() for node in doctree.findall(addnodes.pending_xref)}
     for text in list(doctree.findall(nodes.Text)):
         if isinstance(text.parent, nodes.paragraph):
+            rest, start = text.astext(), 0
             parts: list[nodes.Node] = []
-            rest = text.astext()
-            start = 0
             for found in _pattern().finditer(rest):
-                if found[0].lower() not in done:
-                    done.add(found[0].lower())
+                if (key := found[1].lower()) not in done:
+                    done.add(key)
                     shown = nodes.inline("", found[0], classes=["xref", "std", "std-term"])
-                    where = {"refdomain": "std", "reftype": "term", "refexplicit": True}
-                    target = named[found[0].lower()]
-                    word = addnodes.pending_xref("", shown, reftarget=target, refdoc=page, **where)
+                    word = addnodes.pending_xref(
+                        "",
+                        shown,
+                        refdomain="std",
+                        reftype="term",
+                        refexplicit=True,
+                        reftarget=named[key],
+                        refdoc=page,
+                    )
                     parts += [nodes.Text(rest[start : found.start()]), word]
                     start = found.end()
             if parts:
