@@ -100,6 +100,14 @@ def test_a_notebook_is_a_story_with_typed_parameters(name: str, stage: str) -> N
         assert about.strip(), f"{line}: no meaning"
 
 
+@pytest.mark.parametrize(("name", "stage"), STAGES)
+def test_no_page_takes_the_model_that_the_alphabet_puts_first(name: str, stage: str) -> None:
+    """Where one model stands for all it is the smallest, as ``records.of_runs`` has it."""
+    content = json.loads((ROOT / "notebooks" / name / f"{stage}.ipynb").read_text())
+    codes = ["".join(c["source"]) for c in content["cells"] if c["cell_type"] == "code"]
+    assert not [code for code in codes if ".glob(" in code]
+
+
 NOTHING = {
     "reasons": (("L", "LR"), ("evaluation.generate=false", "data.cross=false")),
     "ambiguity": (("zero-shot", "soft"), ("votes.swap=false",)),

@@ -165,7 +165,7 @@ def sweeps(
     return {
         f"{name}, {path.parts[-4]}": sweep(pd.DataFrame(records.read_rows(path)))
         for name, home in homes.items()
-        for path in sorted(home.glob(f"*/knowledge/{seed}/knowledge.jsonl"))
+        for path in records.of_runs(home, f"*/knowledge/{seed}/knowledge.jsonl")
     }
 
 
@@ -182,7 +182,7 @@ def trained(homes: Mapping[str, Path], seed: int = 0) -> pd.DataFrame:
     """The tuned ABSOLUTE models: ``run``, ``tau``, ``behaviour`` and scores on the main set."""
     rows = []
     for name, home in homes.items():
-        for path in sorted(home.glob(f"*/*/{seed}/config.yaml")):
+        for path in records.of_runs(home, f"*/*/{seed}/config.yaml"):
             given, found = config.read_yaml(path), path.with_name("metrics.json")
             how = given["honesty"]
             if how["method"] == "absolute" and not given["data"]["shuffle_labels"]:
