@@ -24,9 +24,18 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two layers of 32 are too small to share; threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Files that take minutes. They are begun first, so that no worker is left alone with one at the end.
+LONG = ("built", "pipeline", "notebooks", "study", "dependence", "markers", "endpoint")
+
 needs_chromium = pytest.mark.skipif(
     pages.chromium() is None, reason=f"no Chromium here: none of {', '.join(pages.CHROMIUM)}"
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, all others in their order."""
+    rank = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(scope="session")
