@@ -29,12 +29,12 @@ def _colours() -> dict[str, str]:
     return {name: look["color"] for name, look in plots.looks(names, names).items()}
 
 
-def _panels(groups: Mapping[str, T], height: float) -> Iterator[tuple[Axes, T]]:
+def _panels(groups: Mapping[str, T], height: float, width: float = 7) -> Iterator[tuple[Axes, T]]:
     """Axes for each group, titled where there are several."""
     import matplotlib.pyplot as plt
 
     n = len(groups)
-    _, found = plt.subplots(n, 1, figsize=(7, height * n), squeeze=False)
+    _, found = plt.subplots(n, 1, figsize=(width, height * n), squeeze=False)
     for axes, (name, group) in zip(found.flat, groups.items(), strict=True):
         yield axes, group
         axes.set_title(name if n > 1 else "", fontsize="medium")
@@ -158,7 +158,7 @@ def surest(found: Mapping[str, Mapping[str, pd.DataFrame]]) -> None:
     little to be seen where few answers are right.)
     """
     colours = _colours()
-    for axes, parts in _panels(found, 3.6):
+    for axes, parts in _panels(found, 3.6, width=10):
         for name, part in parts.items():
             coverage, risk = curve(evaluate.confidence(part), part["verdict"] == "wrong")
             n, first = int((part["verdict"] != "idk").sum()), len(part) // 20
