@@ -280,7 +280,9 @@ def test_what_is_claimed_was_written_down(name: str) -> None:
     found = claims.recorded(name)
     assert {*found["id"]} == {claim.id for claim in told}
     tested = found[found["verdict"] != "not run"]
-    assert len(tested) > len(found) / 2, "a misspelt variant would never be run"
+    # Of larger models few variants are run.
+    some = tested["id"].nunique() / found["id"].nunique()
+    assert some > 0.75, "a misspelt variant would never be run"
     assert (tested.loc[tested["low"].isna(), "verdict"] == "inconclusive").all()
     tested = tested.dropna(subset="low")
     assert (tested["low"] <= tested["difference"] + 1e-9).all()
