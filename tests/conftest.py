@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two layers of 32 are too small to share; threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Files that take minutes. They are begun first, so that no worker is left alone with one at the end.
+# Files that take minutes. They are begun first, so that no worker has one alone at the end.
 LONG = ("built", "pipeline", "notebooks", "study", "dependence", "markers", "endpoint")
 
 needs_chromium = pytest.mark.skipif(
