@@ -14,7 +14,7 @@ from ethalign import metrics, results, study
 from ethalign.records import size_of
 
 # More columns than this do not fit a page; nor do more than these, where cells hold intervals.
-WIDE, INTERVALS = 8, 5
+WIDE, INTERVALS = 8, 4
 SPAN = ("difference", "low", "high", "unit")
 # What means the same in every study.
 WORDS = {

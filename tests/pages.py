@@ -52,8 +52,11 @@ CUT = """() => [...document.querySelectorAll("article :is(code, td, th, dt, p, l
 SQUEEZED = """() => [...document.querySelectorAll("article :is(td, th)")]
   .filter(e => e.innerText.trim().length > 80 && e.offsetWidth && e.offsetWidth < 150)
   .map(e => e.innerText.slice(0, 60))"""
-# Tables with columns beyond the edge of the box that they scroll in.
-BEYOND = """() => [...document.querySelectorAll("article table")].filter(table => {
+# Tables with columns beyond the edge of the box that they scroll in; those of an explorer have as
+# many columns as there are predictors.
+BEYOND = """() => [...document.querySelectorAll("article table:not(.explorer-rows)")]
+  .filter(table => {
+    if (!table.checkVisibility()) return false;
     for (let box = table; box && box.tagName != "ARTICLE"; box = box.parentElement)
       if (["auto", "scroll"].includes(getComputedStyle(box).overflowX)
           && box.scrollWidth > box.clientWidth + 1) return true;

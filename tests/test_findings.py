@@ -119,9 +119,9 @@ def test_what_stands_in_the_figures_stands_in_the_key_of_variants() -> None:
 
 def test_a_wide_table_becomes_several_that_fit() -> None:
     table = pd.DataFrame([range(9)], columns=[*"abcdefghi"], index=["one"])
-    assert ["".join([*map(str, part)]) for part in tables.parts(table)] == ["abcde", "fghi"]
-    assert [[*part.index] for part in tables.parts(table)] == [["one"]] * 2
-    assert len(tables.parts(table.iloc[:, :5])) == 1
+    assert ["".join([*map(str, part)]) for part in tables.parts(table)] == ["abc", "def", "ghi"]
+    assert [[*part.index] for part in tables.parts(table)] == [["one"]] * 3
+    assert len(tables.parts(table.iloc[:, :4])) == 1
     assert tables.parts(pd.DataFrame()) == []
 
 

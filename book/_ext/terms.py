@@ -25,7 +25,9 @@ EVERYDAY = {
 
 @functools.cache
 def entries() -> tuple[str, ...]:
-    """The names of the glossary's entries that are linked, the longest first."""
+    """The names of the entries that are linked, the longest first; none without a glossary."""
+    if not GLOSSARY.is_file():
+        return ()
     block = GLOSSARY.read_text(encoding="utf-8").split("```{glossary}\n")[1]
     found = {line for line in block.split("```")[0].splitlines() if line and line[0] != " "}
     return tuple(sorted(found - EVERYDAY, key=lambda name: (-len(name), name)))
@@ -41,7 +43,7 @@ def _pattern() -> re.Pattern[str]:
 def link(app: Sphinx, doctree: nodes.document) -> None:
     """Link the first use of each entry in the running text of a page of ``_runs``."""
     page = app.env.docname
-    if not page.startswith("_runs/"):
+    if not page.startswith("_runs/") or not entries():
         return
     named = {name.lower(): name for name in entries()}
     done = {str(node["reftarget"]).lower() for node in doctree.findall(addnodes.pending_xref)}
