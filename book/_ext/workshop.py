@@ -127,9 +127,14 @@ def redirect(app: Sphinx, error: Exception | None) -> None:
 
 
 def lighten(app: Sphinx, error: Exception | None) -> None:
-    """Leave out the theme's source maps, which only its developers read: a tenth of the book."""
+    """Leave out what the theme has for its developers and for old browsers: an eighth of the book.
+
+    Source maps, and fonts that stand in its styles a second time, as WOFF2, before these.
+    """
     if not error and app.builder.name == "html":
-        for path in Path(app.outdir, "_static").rglob("*.map"):
+        static = Path(app.outdir, "_static")
+        fonts = [p for p in static.rglob("*.ttf") if p.with_suffix(".woff2").is_file()]
+        for path in (*static.rglob("*.map"), *fonts):
             path.unlink()
 
 
