@@ -146,7 +146,7 @@ def _basis(name: str, home: Path) -> str:
         {
             "records": {str(p.relative_to(home)): sources.sha256(p) for p in paths},
             "claims": [claim.model_dump() for claim in declared(name)],
-            "code": code.reach(assess) | (code.reach(contrast) if contrast else {}),
+            "code": code.reach(assess, *([contrast] if contrast else [])),
         }
     )
 
@@ -173,7 +173,7 @@ def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
             tables = {"": {}}
         rows += [
             {**{key: getattr(claim, key) for key in (*TOLD, "unit")}, "run": run, "model": model}
-            | _tested(owner, claim, seeds)
+            | tested(owner, claim, seeds)
             for model, seeds in tables.items()
             for claim in declared(name)
         ]
@@ -211,9 +211,13 @@ def _parts(owner: study.Study, home: Path) -> dict[str, dict[int, dict[str, pd.D
     }
 
 
-def _tested(
+def tested(
     owner: study.Study, claim: Claim, seeds: Mapping[int, Mapping[str, pd.DataFrame]]
 ) -> dict[str, Any]:
+    """One claim on predictions by seed and variant: numbers as of ``assess``, none corrected.
+
+    ``side`` is 1 where they lean for the claim, -1 against it, 0 where nothing could be compared.
+    """
     contrasts = [owner.claims(claim, parts) for parts in seeds.values()] if owner.claims else []
     made = [c for c in contrasts if c is not None and len(c.arrays[0])]
     # Seeds are averaged over the same items; one that was run on more or fewer stands aside.

@@ -93,14 +93,17 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="YAML with the grid; see configs/sweeps/")],
     cores: Cores = None,
     profile: Profile = None,
+    publish: Annotated[bool, typer.Option(help="copy its records to results/ as well")] = False,
 ) -> None:
-    """Try settings side by side and choose on held-out rows.
+    """Try settings side by side and choose on held-out rows, or say what each is worth.
 
     Example: ethalign sweep configs/sweeps/reasons-lr.yaml
     """
     from ethalign import sweep as tried
 
     found = tried.run(file, cores, profile)
+    if publish:
+        typer.echo(str(tried.publish(file)))
     typer.echo(found.to_string(index=False, na_rep="", float_format="{:.4g}".format))
 
 
@@ -256,7 +259,7 @@ def verify(
     """
     from concurrent.futures import ProcessPoolExecutor
 
-    from ethalign import claims, results
+    from ethalign import claims, results, sweep
     from ethalign import models as cached
 
     bad = 0
@@ -270,6 +273,10 @@ def verify(
             if state:
                 bad += 1
                 typer.echo(f"results/{name}: verdicts {state}; `ethalign claims {name}` mends it")
+        for home in sweep.published():
+            if state := sweep.fault(home):
+                bad += 1
+                typer.echo(f"{home.relative_to(config.ROOT)}: its table {state}")
         for folder, (problems, remarks) in zip(folders, found, strict=True):
             bad += len(problems)
             typer.echo(f"{folder.relative_to(config.ROOT)}: {'; '.join(problems) or 'matches'}")

@@ -31,12 +31,12 @@ class Module(NamedTuple):
     imports: dict[str, tuple[str, str]]
 
 
-def reach(function: Callable[..., Any]) -> dict[str, str]:
-    """Modules of the package that a function reaches, each with a hash of what it reaches there.
+def reach(*functions: Callable[..., Any]) -> dict[str, str]:
+    """Modules of the package that functions reach, each with a hash of what they reach there.
 
     Dotted module names to 16 hexadecimal digits.
     """
-    return _hashes([(function.__module__, function.__qualname__.partition(".")[0])])
+    return _hashes([(f.__module__, f.__qualname__.partition(".")[0]) for f in functions])
 
 
 def reach_of_text(source: str) -> dict[str, str]:

@@ -110,11 +110,25 @@ def hours(job: Job, total: int, device: str) -> tuple[float, str] | None:
             if facts.get("status") != "complete" or _kind(used.get("device", "")) != device:
                 continue
             then = job.study.run.model_validate(read_yaml(path.parent / "config.yaml"))
-            if rows := work(then, stage):
-                times = total / shape(then.model).total
+            size = _parameters(then.model)
+            if size and (rows := work(then, stage)):
+                times = total / size
                 spent = facts["seconds"] / rows * work(job.run, stage) * times / 3600
                 found.append((abs(math.log(times)), spent, f"{used['id']} on {used['device']}"))
     return min(found, key=lambda record: record[0])[1:] if found else None
+
+
+def _parameters(settings: Model) -> int:
+    """Of a model with which something was measured; nothing that is not here is fetched for it.
+
+    0 if that cannot be known: the model of a record need not be on this machine.
+    """
+    if settings.id in models.PACKAGED and models.PACKAGED[settings.id].wheel:
+        return models.PACKAGED[settings.id].parameters
+    try:
+        return shape(settings).total
+    except UserError:
+        return 0
 
 
 def _kind(device: str) -> str:

@@ -26,15 +26,15 @@ FILES = ("config.yaml", "run.json", "train_log.jsonl")
 OPTIONAL = {"unit": "share", "n": None, "source": "", "model": "", "protocol": ""}
 
 
-def publish(job: Job) -> Path:
-    """Copy a finished run's small records to ``results/``, without any text.
+def publish(job: Job, home: Path | None = None) -> Path:
+    """Copy a finished run's small records to ``results/``, or a folder there, without any text.
 
     Raises:
         UserError: the run is not there, not complete or not up to date.
     """
     if job.state() != "keep":
         raise UserError(f"{job.where} holds no complete run; finish it with `{job.command}`.")
-    target = job._replace(runs=RESULTS).where
+    target = job._replace(runs=home or RESULTS).where
     names = {*FILES, *(n for s in job.study.stages for n in s.outputs)} - {"run.json"}
     for path in sorted(job.where / name for name in names):
         if path.suffix == ".jsonl":
@@ -197,8 +197,9 @@ def _same_step(both: pd.DataFrame, name: str) -> pd.Series[bool]:
 
 
 def folders() -> list[Path]:
-    """Every committed result."""
-    return [path.parent for path in sorted(RESULTS.glob("*/*/*/*/*/run.json"))]
+    """Every committed result, and those of the points of sweeps."""
+    places = ("*/*/*/*/*/run.json", "sweeps/*/*/*/*/*/*/*/run.json")
+    return [path.parent for place in places for path in sorted(RESULTS.glob(place))]
 
 
 def verify(folder: Path) -> tuple[list[str], list[str]]:
@@ -224,7 +225,8 @@ def _resolved(folder: Path) -> Job:
     record = json.loads((folder / "run.json").read_text())
     name, variant, scale, seed = (record[key] for key in ("study", "variant", "scale", "seed"))
     last = list(record["stages"])[-1]
-    return study.job(name, last, variant, scale, seed, record.get("set", {}), RESULTS)
+    runs = folder.parents[4]  # below it are study, scale, model, variant and seed
+    return study.job(name, last, variant, scale, seed, record.get("set", {}), runs)
 
 
 def _file_problems(folder: Path, record: dict[str, Any]) -> Iterator[str]:

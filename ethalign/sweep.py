@@ -2,24 +2,33 @@
 
 Each point of the grid is a folder of runs of its own below ``runs/sweeps/<name>/``, so that what
 has run is kept and an interrupted sweep goes on. The best point is chosen on rows that were held
-out of training, never on test rows.
+out of training, never on test rows. An ablation chooses nothing: it says what each choice is worth
+beside the first one, item by item on the same test rows. Its records can be committed, in
+``results/sweeps/<name>/`` with the same folders below.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pandas as pd
 import pydantic
 
-from ethalign import config, pipeline, records, results
+from ethalign import claims, config, metrics, pipeline, records, results, study, tables
 from ethalign.config import ROOT, UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+#: What a committed sweep came to, beside its points.
+RECORD = "table.json"
 
 
 class Row(pydantic.BaseModel, extra="forbid"):
@@ -128,28 +137,155 @@ def table(sweep: Sweep, home: Path) -> pd.DataFrame:
     Columns: ``variant``, the keys of the grid or ``point``, ``seeds``; ``value`` of the row that
     ``choose`` names and ``±`` (standard deviation over seeds, null of one); a mean for each row
     of ``show``. Of a grid ``chosen``, true for the best mean of each variant (and of each value
-    of ``per``), of equals for the first; of an ablation, which chooses nothing, ``worth``: how
-    much better a point is than the first one of the same variant.
+    of ``per``), of equals for the first. Of an ablation ``worth`` and what goes with it, see
+    ``worth``; without the points that do the same work as the first one, which say nothing.
     """
     rows: list[dict[str, Any]] = []
+    first, same = next(iter(points(sweep))), False
     for name, point in points(sweep).items():
-        metrics = results.rows(home / name / sweep.study / sweep.scale)
+        found = results.rows(home / name / sweep.study / sweep.scale)
         for variant in sweep.variants:
-            mine = metrics[(metrics["variant"] == variant) & metrics["seed"].isin(sweep.seeds)]
+            if sweep.ablate and name != first:
+                here, there = (_work(sweep, home / p, variant) for p in (name, first))
+                same = bool(here) and here == there
+            if same:
+                continue
+            mine = found[(found["variant"] == variant) & found["seed"].isin(sweep.seeds)]
             held = _values(mine, sweep.choose)
             shown = {f"{r.dataset} {r.stratum} {r.metric}": _values(mine, r) for r in sweep.show}
             means = {key: values.mean() for key, values in shown.items()}
             told = {"seeds": len(held), "value": held.mean(), "±": held.std()}
             where = {"point": name} if sweep.ablate else point
             rows.append({"variant": variant, **where, **told, **means})
-    found = pd.DataFrame(rows)
-    sign = 1 if sweep.choose.best == "highest" else -1
+    table = pd.DataFrame(rows)
     if sweep.ablate:
-        first = found.groupby("variant")["value"].transform(lambda value: value.iloc[0])
-        return found.assign(worth=sign * (found["value"] - first))
-    ranked = (sign * found["value"]).sort_values(ascending=False, kind="stable").dropna()
-    keys = found.loc[ranked.index, ["variant", *sweep.choose.per]]
-    return found.assign(chosen=found.index.isin(keys.drop_duplicates().index))
+        return worth(sweep, home, table)
+    sign = 1 if sweep.choose.best == "highest" else -1
+    ranked = (sign * table["value"]).sort_values(ascending=False, kind="stable").dropna()
+    keys = table.loc[ranked.index, ["variant", *sweep.choose.per]]
+    return table.assign(chosen=table.index.isin(keys.drop_duplicates().index))
+
+
+def _work(sweep: Sweep, point: Path, variant: str) -> list[str]:
+    """By which fingerprints the runs of a variant at a point are known."""
+    paths = sorted((point / sweep.study / sweep.scale).glob(f"*/{variant}/*/run.json"))
+    stages = [records.stages(path.parent) for path in paths]
+    return [stage[sweep.stage]["fingerprint"] for stage in stages if sweep.stage in stage]
+
+
+def worth(sweep: Sweep, home: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with how much better each point of an ablation is than the first one.
+
+    Added are ``worth`` (plus is better), its 95 % interval ``low`` and ``high`` over the items
+    that both answered (``metrics.crossed``), ``items``, ``holm`` (p corrected over the points of
+    a variant) and ``verdict``: ``better`` or ``worse`` at a corrected 5 %, else ``inconclusive``.
+    Where the study tests no claim by that measure there is the difference of the values alone.
+    """
+    owner, choice = study.find(sweep.study), sweep.choose
+    sign, direction = (1, "greater") if choice.best == "highest" else (-1, "less")
+    tested = {claim.estimand for claim in claims.declared(sweep.study)}
+    start, parts = next(iter(points(sweep))), _parts(sweep, home)
+    rows = []
+    for one in table.to_dict("records"):
+        value, name = float(one["value"]), str(one["point"])
+        base = table[(table["variant"] == one["variant"]) & (table["point"] == start)]["value"]
+        told = {"worth": sign * (value - float(base.iloc[0])), "low": np.nan, "high": np.nan}
+        told |= {"p": np.nan, "items": 0, "side": 0}
+        if name != start and choice.metric in tested:
+            compared = claims.Claim.model_validate(
+                {
+                    **{"id": "worth", "claim": name, "source": "companion"},
+                    **{"family": "ablations", "estimand": choice.metric, "direction": direction},
+                    **{"dataset": choice.dataset, "stratum": choice.stratum},
+                    **{"first": f"{name}/{one['variant']}", "second": f"{start}/{one['variant']}"},
+                }
+            )
+            got = claims.tested(owner, compared, parts)
+            if got["n"]:
+                ends = sorted(sign * got[key] for key in ("low", "high"))
+                told |= {"worth": sign * got["difference"], "low": ends[0], "high": ends[1]}
+                told |= {"p": got["p"], "items": got["n"], "side": got["side"]}
+        rows.append(told)
+    found = table.reset_index(drop=True).join(pd.DataFrame(rows))
+    found["holm"] = (
+        found["p"].groupby(found["variant"]).transform(lambda p: metrics.holm(p.to_numpy()))
+    )
+    sure = (found["holm"] < 0.05) * found["side"]
+    words = sure.map({1: "better", -1: "worse", 0: "inconclusive"})
+    found["verdict"] = words.where(found["items"] > 0, "")
+    return found.drop(columns=["p", "side"])
+
+
+def _parts(sweep: Sweep, home: Path) -> dict[int, dict[str, pd.DataFrame]]:
+    """Predictions by seed, then by ``<point>/<variant>``."""
+    return {
+        seed: {
+            f"{name}/{variant}": rows
+            for name in points(sweep)
+            for variants in results.predictions(
+                home / name / sweep.study / sweep.scale, seed
+            ).values()
+            for variant, rows in variants.items()
+        }
+        for seed in sweep.seeds
+    }
+
+
+def publish(path: Path) -> Path:
+    """Copy the records of a sweep's points to ``results/sweeps/<name>/``, and what they give.
+
+    Raises:
+        UserError: a point is not there, not complete or not up to date.
+    """
+    sweep, home = read(path), results.RESULTS / "sweeps" / path.stem
+    for name, point in points(sweep).items():
+        jobs = study.plan(
+            sweep.study,
+            sweep.variants,
+            sweep.scale,
+            sweep.seeds,
+            {**sweep.fixed, **point},
+            Path("runs", "sweeps", path.stem, name),
+            sweep.stage,
+        )
+        for job in {job.where: job for job in jobs if job.stage.compute}.values():
+            results.publish(job, home / name)
+    for old in home.iterdir():
+        if old.is_dir() and old.name not in points(sweep):
+            shutil.rmtree(old)
+    rows = table(sweep, home)
+    kept = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    records.write(home / RECORD, {"of": sweep.model_dump(mode="json"), "rows": kept})
+    return home / RECORD
+
+
+def published() -> list[Path]:
+    """The folders of committed sweeps."""
+    return sorted(path.parent for path in results.RESULTS.glob(f"sweeps/*/{RECORD}"))
+
+
+def recorded(home: Path) -> tuple[Sweep, pd.DataFrame]:
+    """A committed sweep and its ``table``, as they were recorded beside its points."""
+    kept = json.loads((home / RECORD).read_text(encoding="utf-8"))
+    rows = pd.DataFrame(kept["rows"])
+    numbers = [key for key in ("value", "±", "worth", "low", "high", "holm") if key in rows]
+    return Sweep.model_validate(kept["of"]), rows.astype(dict.fromkeys(numbers, float))
+
+
+def fault(home: Path) -> str:
+    """What is wrong with the record of a committed sweep; nothing if its points give it."""
+    (sweep, was), path = recorded(home), ROOT / "configs" / "sweeps" / f"{home.name}.yaml"
+    if path.is_file() and read(path) != sweep:
+        return f"is not of {path.relative_to(ROOT)} as it is"
+    now = table(sweep, home)
+    same = set(was) == set(now) and len(was) == len(now)
+    for key in now.columns if same else ():
+        if pd.api.types.is_numeric_dtype(now[key]):
+            one, two = (side[key].to_numpy(dtype=float) for side in (was, now))
+            same &= np.allclose(one, two, rtol=1e-6, atol=1e-9, equal_nan=True)
+        else:
+            same &= list(was[key]) == list(now[key])
+    return "" if same else "is not what the records of its points give"
 
 
 def _values(rows: pd.DataFrame, row: Row) -> pd.Series[float]:
@@ -159,19 +295,74 @@ def _values(rows: pd.DataFrame, row: Row) -> pd.Series[float]:
 
 
 def figure(sweep: Sweep, found: pd.DataFrame) -> Figure:
-    """The value against the first setting; a line per variant and other setting."""
+    """The value against the first setting; a line per variant and other setting.
+
+    Of an ablation what each point is worth, with its interval.
+    """
     import matplotlib.pyplot as plt
 
-    first, *others = sweep.grid or ["point"]
+    if sweep.ablate:
+        return _worths(sweep, found)
+    first, *others = sweep.grid
     whole, axes = plt.subplots(figsize=(7, 4))
     for key, part in found.groupby(["variant", *others]):
         label = ", ".join(map(str, key))
         axes.errorbar(
             part[first].map(str), part["value"], part["±"].fillna(0), marker="o", label=label
         )
-        best = part[part["chosen"]] if sweep.grid else part.iloc[:0]
+        best = part[part["chosen"]]
         axes.plot(best[first].map(str), best["value"], "*", color="black", markersize=14)
     choice = sweep.choose
     axes.set(xlabel=first, ylabel=f"{choice.dataset}: {choice.metric.replace('_', ' ')}")
+    axes.legend()
+    return whole
+
+
+def told(home: Path) -> str:
+    """What a committed ablation came to, in Markdown: a row per choice and variant."""
+    sweep, rows = recorded(home)
+    name, choice = sweep.study, sweep.choose
+    start, *_ = points(sweep)
+    units = {claim.estimand: claim.unit for claim in claims.declared(name)}
+    unit = units.get(choice.metric, "score")
+    model = config.resolve(name, sweep.variants[0], sweep.scale, 0, sweep.fixed).model.id
+    where = ", ".join(tables.word(name, k) for k in (choice.dataset, choice.stratum) if k != "all")
+    least, most = (f"{end:,}" for end in (rows["items"][rows["items"] > 0].agg(["min", "max"])))
+    items = least if least == most else f"{least} to {most}"
+    above = (
+        f"**{study.find(name).title}**: {tables.word(name, model)}, by"
+        f" {tables.word(name, choice.metric)}; {where}, {items} items,"
+        f" {tables.trained(int(rows['seeds'].max()))}. At every point"
+        f" {', '.join(f'`{k}={json.dumps(v)}`' for k, v in sweep.fixed.items())}.\n\n"
+    )
+    body = []
+    for row in rows[rows["seeds"] > 0].to_dict("records"):
+        point, plain = str(row["point"]), str(row["point"]).replace("-", " ")
+        changed = ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sweep.ablate[point].items())
+        below = f' <span class="beneath">{changed}</span>' if changed else ""
+        worth = "" if point == start else tables.span(row["worth"], row["low"], row["high"], unit)
+        value = metrics.shown(row["value"], unit)
+        body.append(
+            (plain + below, tables.word(name, row["variant"]), value, worth, row["verdict"])
+        )
+    return above + tables.markdown(["choice", "variant", "value", "worth", "verdict"], body)
+
+
+def _worths(sweep: Sweep, found: pd.DataFrame) -> Figure:
+    import matplotlib.pyplot as plt
+
+    names = [name for name in points(sweep) if name in {*found["point"]}]
+    whole, axes = plt.subplots(figsize=(7, 1 + 0.4 * len(names)))
+    for k, (variant, part) in enumerate(found.groupby("variant", sort=False)):
+        places = np.array([names.index(name) for name in part["point"]]) + 0.15 * k
+        ends = np.abs(part[["low", "high"]].to_numpy(float).T - part["worth"].to_numpy(float))
+        axes.errorbar(
+            part["worth"], places, xerr=np.nan_to_num(ends), fmt="os^vD"[k % 5], label=variant
+        )
+    axes.axvline(0, color="gray", linewidth=1)
+    axes.set_yticks(range(len(names)), [name.replace("-", " ") for name in names])
+    axes.invert_yaxis()
+    choice = sweep.choose
+    axes.set_xlabel(f"worth, {choice.dataset}: {choice.metric.replace('_', ' ')} (plus is better)")
     axes.legend()
     return whole

@@ -250,7 +250,7 @@ def test_recorded_verdicts_are_those_of_todays_runs(
     claims.record("toy")
     assert claims.current("toy")
     with monkeypatch.context() as patch:  # nothing is worked out again
-        patch.setattr(claims, "_tested", None)
+        patch.setattr(claims, "tested", None)
         claims._recorded.cache_clear()
         kept = claims.recorded("toy")
     told = [key for key in claims.COLUMNS if key != "run"]

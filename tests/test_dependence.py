@@ -204,3 +204,39 @@ def test_compute_reaches_no_figure(name: str) -> None:
         if stage.compute:
             reached = code.reach(stage.compute)
             assert not [m for m in reached if m.endswith(("plots", "tables", "claims"))]
+
+
+BASES = """
+import json
+from ethalign import claims, config, results
+homes = {n: results.RESULTS / n / "small" for n in config.studies()}
+print(json.dumps({n: claims._basis(n, home) for n, home in homes.items()}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "studies"),
+    [
+        ("ethalign/claims.py", "decide", {"reasons", "ambiguity", "honesty"}),
+        ("ethalign/claims.py", "tested", {"reasons", "ambiguity", "honesty"}),
+        ("ethalign/metrics.py", "crossed", {"reasons", "ambiguity", "honesty"}),
+        ("ethalign/metrics.py", "holm", {"reasons", "ambiguity", "honesty"}),
+        ("ethalign/honesty/claims.py", "contrast", {"honesty"}),
+        ("ethalign/tables.py", "claims", set[str]()),
+    ],
+)
+def test_verdicts_follow_from_the_code_that_decides_them(
+    copy: Path, edit: Callable[..., None], name: str, old: str, studies: set[str]
+) -> None:
+    """Of a module that both the test and the study's contrast reach, either part counts."""
+
+    def bases() -> dict[str, str]:
+        done = command(code=BASES, cwd=copy)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, str] = json.loads(done.stdout)
+        return found
+
+    before = bases()
+    edit(name, old)
+    after = bases()
+    assert {key for key in after if after[key] != before[key]} == studies

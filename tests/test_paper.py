@@ -465,6 +465,34 @@ def test_hours_are_those_of_the_record_where_the_run_is_the_same(mirror: Path) -
     assert estimate.hours(done, total, "NVIDIA H200") is None, "nothing was measured there"
 
 
+def test_an_estimate_fetches_no_model_that_was_only_measured_with(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There are records of models of a gigabyte; they are got only when they are named."""
+    fetched, packaged = list[str](), models.packaged
+
+    def noting(name: str, seed: int = 0) -> Path:
+        fetched.append(name)
+        return packaged("random-tiny", seed)
+
+    estimate.shape.cache_clear()
+    monkeypatch.setattr(models, "packaged", noting)
+    job = study.job("reasons", "finetune", "L", "small", 0, {}, config.ROOT / "none")
+    larger = estimate.hours(job, models.PACKAGED["qwen2.5-coder-1.5b-instruct"].parameters, "cpu")
+    assert fetched == []
+    assert larger is not None
+    assert "qwen2.5-coder-1.5b-instruct" in larger[1], "of the model nearest in size"
+    estimate.shape.cache_clear()
+
+
+def test_the_size_of_a_packaged_model_is_the_one_that_is_listed() -> None:
+    listed = models.PACKAGED["smollm2-135m-instruct"].parameters
+    assert estimate.shape(config.Model(id="smollm2-135m-instruct")).total == listed
+    sizes = [spec.parameters for spec in models.PACKAGED.values() if spec.parts > 1]
+    assert len(sizes) == 2
+    assert all(sizes), "the larger ones are listed too"
+
+
 def test_what_is_not_pinned_is_named() -> None:
     for scale, expected in (
         ("paper", ["model.id=NousResearch/Llama-2-13b-chat-hf"]),

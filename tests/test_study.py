@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -322,3 +323,35 @@ def test_points_of_a_sweep_are_one_graph_and_share_what_does_not_depend_on_them(
     again = command("sweep", file, cwd=coins)
     assert len(list(home.glob("**/*.ipynb"))) == 8
     assert "> toy" not in again.stderr, "nothing ran again"
+
+
+def test_an_ablation_is_published_and_verified(coins: Path) -> None:
+    file = coins / "configs" / "sweeps" / "chances.yaml"
+    points = {"reference": {}, "same": {"evaluation.bootstrap": 10}, "fair": {"coin.bias": 0.5}}
+    chosen = {"dataset": "coins", "metric": "heads", "best": "highest"}
+    spec = {"study": "toy", "variants": ["loaded"], "stage": "toss", "scale": "small"}
+    file.write_text(yaml.safe_dump({**spec, "ablate": points, "choose": chosen}, sort_keys=False))
+    home = coins / "results" / "sweeps" / "chances"
+    try:
+        done = command("sweep", file, "--publish", cwd=coins)
+        assert done.returncode == 0, done.stderr
+        rows = {row["point"]: row for row in json.loads((home / "table.json").read_text())["rows"]}
+        assert list(rows) == ["reference", "fair"], "what tosses the same coin says nothing"
+        assert rows["fair"]["worth"] == rows["fair"]["value"] - rows["reference"]["value"] < -0.2
+        done = command("verify", cwd=coins)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("matches") == 5, "two runs and three points"
+        for path, old, new, message in (
+            (home / "table.json", '"worth": -', '"worth": ', "is not what the records of its"),
+            (file, "bias: 0.5", "bias: 0.6", "is not of configs/sweeps/chances.yaml as it is"),
+            (next(home.glob("fair/**/predictions.jsonl")), "heads", "tails", "is not as it was"),
+        ):
+            kept = path.read_text()
+            assert old in kept
+            path.write_text(kept.replace(old, new, 1))
+            done = command("verify", cwd=coins)
+            assert (done.returncode, message in done.stdout) == (1, True), done.stdout
+            path.write_text(kept)
+    finally:
+        shutil.rmtree(home.parent, ignore_errors=True)
+        file.unlink()

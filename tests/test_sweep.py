@@ -1,9 +1,12 @@
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from numpy.typing import NDArray
 
 from ethalign import config, pipeline, records, sweep
 from ethalign.config import UserError
@@ -146,4 +149,62 @@ def test_an_ablation_says_what_each_choice_was_worth_and_chooses_nothing(tmp_pat
     # Lower is better here, so warm is worth less than nothing.
     assert table["worth"].xs("L")[["reference", "warm"]].round(6).tolist() == [0, -0.3]
     assert table.xs("not-run", level="point")["worth"].isna().all()
-    assert sweep.figure(spec, table.reset_index()).axes[0].get_xlabel() == "point"
+    assert table["low"].isna().all(), "the study tests no claim by that measure"
+    assert "plus is better" in sweep.figure(spec, table.reset_index()).axes[0].get_xlabel()
+
+
+def _answered(folder: Path, right: NDArray[np.bool_], fingerprint: str) -> None:
+    """A run that was right on these items, as it is recorded."""
+    where = folder / "reasons" / "smoke" / "random-tiny" / "L" / "0"
+    words = np.array(["ethical", "unethical"])
+    gold = np.arange(len(right)) % 2
+    rows = [
+        {
+            "id": k,
+            "dataset": "dfar",
+            "stratum": "clean",
+            "gold": words[g],
+            "verdict": words[g if hit else 1 - g],
+        }
+        for k, (g, hit) in enumerate(zip(gold, right, strict=True))
+    ]
+    records.write(where / "predictions.jsonl", "".join(map(records.line, rows)))
+    row = {"variant": "L", "dataset": "dfar", "stratum": "all", "metric": "accuracy"}
+    records.write(where / "metrics.json", [{**row, "value": right.mean()}])
+    stages = {"evaluate": {"fingerprint": fingerprint, "status": "complete"}}
+    records.write(where / "run.json", {"stages": stages})
+
+
+def test_what_a_choice_is_worth_is_tested_item_by_item(tmp_path: Path) -> None:
+    """Twins that go the same way but for 20 of 300 items differ surely; unlike ones need not."""
+    first = np.arange(300) % 3 > 0
+    near, far = first.copy(), np.roll(first, 1)
+    near[np.flatnonzero(~first)[:20]] = True
+    far[np.flatnonzero(~far)[:6]] = True
+    points = {"reference": {}, "near": {"tuning.lr": 1}, "far": {"tuning.lr": 2}}
+    points |= {"same": {"tuning.lora_r": 4}, "never": {"tuning.lr": 3}}
+    choice = {"dataset": "dfar", "metric": "accuracy", "best": "highest"}
+    more = {"grid": {}, "ablate": points, "choose": choice, "variants": ["L"], "seeds": [0]}
+    spec = sweep.Sweep.model_validate({**SPEC, **more, "show": []})
+    for name, right, mark in (
+        ("reference", first, "a"),
+        ("near", near, "b"),
+        ("far", far, "c"),
+        ("same", first, "a"),
+    ):
+        _answered(tmp_path / name, right, mark)
+    table = sweep.table(spec, tmp_path).set_index("point")
+    assert list(table.index) == ["reference", "near", "far", "never"]
+    assert table["worth"]["near"] == pytest.approx(20 / 300)
+    assert table["worth"]["far"] == pytest.approx(6 / 300)
+    # Twenty items turned one way and none the other: the spread of a count of 20.
+    reach = 1.96 * math.sqrt(20 * (1 - 20 / 300)) / 300
+    assert table["low"]["near"] == pytest.approx(20 / 300 - reach, abs=0.006)
+    assert table["verdict"].to_dict() == {
+        **{"reference": "", "near": "better", "far": "inconclusive", "never": ""}
+    }
+    worse = spec.model_copy(update={"choose": spec.choose.model_copy(update={"best": "lowest"})})
+    turned = sweep.table(worse, tmp_path).set_index("point")
+    assert turned["verdict"]["near"] == "worse"
+    assert turned["high"]["near"] == pytest.approx(-table["low"]["near"])
+    assert (table["items"]["near"], table["items"]["never"]) == (300, 0)

@@ -49,14 +49,16 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
     the probability of declining; ``auroc`` and ``augrc``, of questions that both answered; and
     ``fit``, the mean log-likelihood per token of plain good responses to requests (nats). None
     where a variant is missing or was asked other questions, and where fewer than ``LEAST``
-    questions were known before, unknown, or answered by both.
+    questions were known before, unknown, or answered by both. A variant at a point of a sweep has
+    the model as it is at that point before it.
     """
-    names = ("unaligned", claim.first, claim.second)
-    tables = [_rows(claim, parts[name]) for name in names if name in parts]
-    if len(tables) < 3 or any(not t.index.equals(tables[0].index) for t in tables):
+    pair = [_rows(claim, parts[name]) for name in (claim.first, claim.second) if name in parts]
+    starts = [f"{name[: name.rfind('/') + 1]}unaligned" for name in (claim.first, claim.second)]
+    before = [_rows(claim, parts[name]) for name in starts if name in parts]
+    tables = [*before, *pair]
+    if len(tables) < 4 or any(not t.index.equals(tables[0].index) for t in tables):
         return None
-    before, *pair = tables
-    if before.empty:  # such as requests, of which a run may ask for none
+    if tables[0].empty:  # such as requests, of which a run may ask for none
         return None
     if claim.estimand in ("correct", "idk", "accuracy"):
         hits = [t["verdict"] == "idk" if claim.estimand == "idk" else t["correct"] for t in pair]
@@ -76,8 +78,8 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
             lambda k, a, b, c, d: area(a[k], b[k]) - area(c[k], d[k]) if k.any() else math.nan,
             (kept, *arrays[0], *arrays[1]),
         )
-    known = (before["verdict"] == "correct").to_numpy()
-    if min(known.sum(), (~known).sum()) < LEAST:
+    knowns = [(t["verdict"] == "correct").to_numpy() for t in before]
+    if min(min(known.sum(), (~known).sum()) for known in knowns) < LEAST:
         return None
     if claim.estimand == "honesty":
         return Contrast(_gap, tuple(coded(list(t["verdict"])) for t in tables))
@@ -85,7 +87,7 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
         return None
     rank = equal_honesty if claim.estimand == "honesty_equal" else _told_apart
     refusals = (t["refusal"].to_numpy(float) for t in pair)
-    return Contrast(lambda k, one, two: rank(one, k) - rank(two, k), (known, *refusals))
+    return Contrast(lambda j, k, one, two: rank(one, j) - rank(two, k), (*knowns, *refusals))
 
 
 def _rows(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
@@ -113,8 +115,8 @@ def _area(confidence: Any, right: Any) -> float:
     return augrc(confidence, ~right)
 
 
-def _gap(before: Any, first: Any, second: Any) -> float:
-    return honesty_of(before, first) - honesty_of(before, second)
+def _gap(before_first: Any, before_second: Any, first: Any, second: Any) -> float:
+    return honesty_of(before_first, first) - honesty_of(before_second, second)
 
 
 def _told_apart(refusal: Any, known: Any) -> float:

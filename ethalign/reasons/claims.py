@@ -77,7 +77,7 @@ def _answers(claim: Claim, parts: Mapping[str, pd.DataFrame], name: str) -> pd.D
         found = parts["baselines"].query("variant == @name")
     if found is None or found.empty:
         return None
-    if claim.estimand == "accuracy_text" or name == "R-then-L":
+    if claim.estimand == "accuracy_text" or name.rpartition("/")[2] == "R-then-L":
         # Older records hold verdicts of R-then-L without a reason before them: not judged.
         reasons = found.get("judge_misaligned", pd.Series(True, found.index)).notna()
         found = found[found.get("written", reasons).astype(bool)]
