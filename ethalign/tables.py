@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ethalign import claims as tests
-from ethalign import metrics, results, study
+from ethalign import config, metrics, results, study
 from ethalign.records import size_of
 
 # More columns than this do not fit a page; nor do more than these, where cells hold intervals.
@@ -322,6 +322,30 @@ def assessed(table: pd.DataFrame, name: str, family: str, *, links: bool = False
     rows = told.to_numpy().tolist()
     above = heading(name, family, known.pop() if len(known) == 1 else "")
     return above + markdown([*told.columns], rows)
+
+
+def picked(ids: Iterable[tuple[str, str]], scale: str = "small") -> str:
+    """Some claims on the committed runs in Markdown, by study and id; every model that ran them.
+
+    The measure stands below the claim. Studies that are not there are passed over.
+    """
+    found = []
+    for name, key in ids:
+        if name not in config.studies():
+            continue
+        table = tests.recorded(name, scale)
+        table = table[table["id"] == key]
+        was_run = table["verdict"] != "not run"
+        table = (table[was_run] if was_run.any() else table).assign(run="")
+        told = claims(table, name).assign(study=name)
+        told["model"] = [word(name, model) for model in table["model"]]
+        told["claim"] += ' <span class="beneath">' + told["measure"] + "</span>"
+        told["verdict"] = told["verdict"].map(term)
+        found.append(told)
+    if not found:
+        return ""
+    heads = ["study", "claim", "verdict", "for the claim", "detectable", "model"]
+    return markdown(heads, pd.concat(found)[heads].to_numpy().tolist())
 
 
 def verdicts(name: str, scale: str = "small", *, brief: bool = False) -> str:
