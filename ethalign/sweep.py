@@ -189,7 +189,7 @@ def worth(sweep: Sweep, home: Path, table: pd.DataFrame) -> pd.DataFrame:
     for one in table.to_dict("records"):
         value, name = float(one["value"]), str(one["point"])
         base = table[(table["variant"] == one["variant"]) & (table["point"] == start)]["value"]
-        told = {"worth": sign * (value - float(base.iloc[0])), "low": np.nan, "high": np.nan}
+        told = {"worth": sign * (value - float(base.iloc[0])) + 0.0, "low": np.nan, "high": np.nan}
         told |= {"p": np.nan, "items": 0, "side": 0}
         if name != start and choice.metric in tested:
             compared = claims.Claim.model_validate(
@@ -319,7 +319,10 @@ def figure(sweep: Sweep, found: pd.DataFrame) -> Figure:
 
 
 def told(home: Path) -> str:
-    """What a committed ablation came to, in Markdown: a row per choice and variant."""
+    """What a committed ablation came to, in Markdown: a row per choice and variant.
+
+    A second table has the further rows of metrics that the sweep shows.
+    """
     sweep, rows = recorded(home)
     name, choice = sweep.study, sweep.choose
     start, *_ = points(sweep)
@@ -335,17 +338,20 @@ def told(home: Path) -> str:
         f" {tables.trained(int(rows['seeds'].max()))}. At every point"
         f" {', '.join(f'`{k}={json.dumps(v)}`' for k, v in sweep.fixed.items())}.\n\n"
     )
-    body = []
+    body, besides = [], []
     for row in rows[rows["seeds"] > 0].to_dict("records"):
         point, plain = str(row["point"]), str(row["point"]).replace("-", " ")
         changed = ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sweep.ablate[point].items())
         below = f' <span class="beneath">{changed}</span>' if changed else ""
         worth = "" if point == start else tables.span(row["worth"], row["low"], row["high"], unit)
         value = metrics.shown(row["value"], unit)
-        body.append(
-            (plain + below, tables.word(name, row["variant"]), value, worth, row["verdict"])
-        )
-    return above + tables.markdown(["choice", "variant", "value", "worth", "verdict"], body)
+        who = tables.word(name, row["variant"])
+        body.append((plain + below, who, value, worth, row["verdict"]))
+        more = (row[f"{r.dataset} {r.stratum} {r.metric}"] for r in sweep.show)
+        besides.append((plain, who, *("" if x != x else f"{x:.3f}" for x in more)))
+    told = above + tables.markdown(["choice", "variant", "value", "worth", "verdict"], body)
+    heads = ["choice", "variant", *(tables.word(name, r.metric) for r in sweep.show)]
+    return told + (f"\n{tables.markdown(heads, besides)}" if sweep.show else "")
 
 
 def _worths(sweep: Sweep, found: pd.DataFrame) -> Figure:
