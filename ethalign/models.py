@@ -38,8 +38,7 @@ class Packaged(NamedTuple):
 
     ``inside`` is where it begins. Of a model in several wheels, numbered by ``{part}``, it is the
     ending of the one file in each that is a part, and ``sha256`` is that of the joined file.
-    ``upstream`` is the model that was packed, by its name on the Hub; ``parameters`` is how many a
-    language model has as it is packed (a head of its own counts), for those who do not fetch it.
+    ``upstream`` is the model that was packed, by its name on the Hub.
     """
 
     wheel: str
@@ -49,7 +48,6 @@ class Packaged(NamedTuple):
     about: str
     parts: int = 1
     upstream: str = ""
-    parameters: int = 0
 
 
 PACKAGED = {n: Packaged(**facts) for n, facts in read_yaml(ROOT / "configs/models.yaml").items()}

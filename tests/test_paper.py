@@ -478,7 +478,7 @@ def test_an_estimate_fetches_no_model_that_was_only_measured_with(
     estimate.shape.cache_clear()
     monkeypatch.setattr(models, "packaged", noting)
     job = study.job("reasons", "finetune", "L", "small", 0, {}, config.ROOT / "none")
-    larger = estimate.hours(job, models.PACKAGED["qwen2.5-coder-1.5b-instruct"].parameters, "cpu")
+    larger = estimate.hours(job, estimate.PARAMETERS["qwen2.5-coder-1.5b-instruct"], "cpu")
     assert fetched == []
     assert larger is not None
     assert "qwen2.5-coder-1.5b-instruct" in larger[1], "of the model nearest in size"
@@ -486,11 +486,9 @@ def test_an_estimate_fetches_no_model_that_was_only_measured_with(
 
 
 def test_the_size_of_a_packaged_model_is_the_one_that_is_listed() -> None:
-    listed = models.PACKAGED["smollm2-135m-instruct"].parameters
-    assert estimate.shape(config.Model(id="smollm2-135m-instruct")).total == listed
-    sizes = [spec.parameters for spec in models.PACKAGED.values() if spec.parts > 1]
-    assert len(sizes) == 2
-    assert all(sizes), "the larger ones are listed too"
+    default, *larger = estimate.PARAMETERS
+    assert estimate.shape(config.Model(id=default)).total == estimate.PARAMETERS[default]
+    assert larger == [name for name, spec in models.PACKAGED.items() if spec.parts > 1]
 
 
 def test_what_is_not_pinned_is_named() -> None:
