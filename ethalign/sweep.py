@@ -339,7 +339,10 @@ def told(home: Path) -> str:
         f" {', '.join(f'`{k}={json.dumps(v)}`' for k, v in sweep.fixed.items())}.\n\n"
     )
     body, besides = [], []
-    for row in rows[rows["seeds"] > 0].to_dict("records"):
+    rows = rows[rows["seeds"] > 0].sort_values(
+        "variant", key=lambda names: names.map(sweep.variants.index), kind="stable"
+    )
+    for row in rows.to_dict("records"):
         point, plain = str(row["point"]), str(row["point"]).replace("-", " ")
         changed = ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sweep.ablate[point].items())
         below = f' <span class="beneath">{changed}</span>' if changed else ""
