@@ -253,6 +253,11 @@ def publish(path: Path) -> Path:
     for old in home.iterdir():
         if old.is_dir() and old.name not in points(sweep):
             shutil.rmtree(old)
+    return record(sweep, home)
+
+
+def record(sweep: Sweep, home: Path) -> Path:
+    """Write the ``table`` of committed points beside them; the file."""
     rows = table(sweep, home)
     kept = rows.astype(object).where(rows.notna(), None).to_dict("records")
     records.write(home / RECORD, {"of": sweep.model_dump(mode="json"), "rows": kept})
@@ -319,42 +324,63 @@ def figure(sweep: Sweep, found: pd.DataFrame) -> Figure:
 
 
 def told(home: Path) -> str:
-    """What a committed ablation came to, in Markdown: a row per choice and variant.
+    """What a committed sweep came to, in Markdown: a row per point and variant.
 
-    A second table has the further rows of metrics that the sweep shows.
+    Of an ablation what each choice is worth, and in a second table the further rows of metrics
+    that the sweep shows; of a grid which point was chosen.
     """
     sweep, rows = recorded(home)
     name, choice = sweep.study, sweep.choose
-    start, *_ = points(sweep)
-    units = {claim.estimand: claim.unit for claim in claims.declared(name)}
-    unit = units.get(choice.metric, "score")
-    model = config.resolve(name, sweep.variants[0], sweep.scale, 0, sweep.fixed).model.id
-    where = ", ".join(tables.word(name, k) for k in (choice.dataset, choice.stratum) if k != "all")
-    least, most = (f"{end:,}" for end in (rows["items"][rows["items"] > 0].agg(["min", "max"])))
-    items = least if least == most else f"{least} to {most}"
-    above = (
-        f"**{study.find(name).title}**: {tables.word(name, model)}, by"
-        f" {tables.word(name, choice.metric)}; {where}, {items} items,"
-        f" {tables.trained(int(rows['seeds'].max()))}. At every point"
-        f" {', '.join(f'`{k}={json.dumps(v)}`' for k, v in sweep.fixed.items())}.\n\n"
-    )
-    body, besides = [], []
     rows = rows[rows["seeds"] > 0].sort_values(
         "variant", key=lambda names: names.map(sweep.variants.index), kind="stable"
     )
-    for row in rows.to_dict("records"):
-        point, plain = str(row["point"]), str(row["point"]).replace("-", " ")
-        changed = ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sweep.ablate[point].items())
-        below = f' <span class="beneath">{changed}</span>' if changed else ""
-        worth = "" if point == start else tables.span(row["worth"], row["low"], row["high"], unit)
-        value = metrics.shown(row["value"], unit)
-        who = tables.word(name, row["variant"])
-        body.append((plain + below, who, value, worth, row["verdict"]))
-        more = (row[f"{r.dataset} {r.stratum} {r.metric}"] for r in sweep.show)
-        besides.append((plain, who, *("" if x != x else f"{x:.3f}" for x in more)))
-    told = above + tables.markdown(["choice", "variant", "value", "worth", "verdict"], body)
-    heads = ["choice", "variant", *(tables.word(name, r.metric) for r in sweep.show)]
-    return told + (f"\n{tables.markdown(heads, besides)}" if sweep.show else "")
+    rows["variant"] = [tables.word(name, key) for key in rows["variant"]]
+    made = pd.concat([results.rows(home / key / name / sweep.scale) for key in points(sweep)])
+    units = dict(zip(made["metric"], made["unit"], strict=True))
+    unit = units.get(choice.metric, "score")
+    values = [metrics.shown(value, unit) for value in rows["value"]]
+    where = ", ".join(tables.word(name, k) for k in (choice.dataset, choice.stratum) if k != "all")
+    set_so = ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sweep.fixed.items())
+    above = (
+        f"by {tables.word(name, choice.metric)}; {where},"
+        f" {tables.trained(int(rows['seeds'].max()))}."
+        f"{set_so and f' At every point {set_so}.'} Shares are in per cent.\n\n"
+    )
+    if sweep.grid:
+        columns = [rows[key].map(str) for key in ("variant", *sweep.grid)]
+        chosen = rows["chosen"].map({True: "chosen", False: ""})
+        heads = ["variant", *sweep.grid, "value", ""]
+        body = zip(*columns, values, chosen, strict=True)
+        return f"**{study.find(name).title}**: {above}{tables.markdown(heads, body)}"
+    start, *_ = points(sweep)
+    model = config.resolve(name, sweep.variants[0], sweep.scale, 0, sweep.fixed).model.id
+    plain = [key.replace("-", " ") for key in rows["point"]]
+    departs = [
+        ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sweep.ablate[key].items())
+        for key in rows["point"]
+    ]
+    below = [text and f' <span class="beneath">{text}</span>' for text in departs]
+    spans = zip(rows["point"], rows["worth"], rows["low"], rows["high"], strict=True)
+    worth = [
+        "" if key == start else tables.span(value, low, high, unit)
+        for key, value, low, high in spans
+    ]
+    choices = [one + more for one, more in zip(plain, below, strict=True)]
+    items = rows["items"].map(lambda n: f"{n:,}" if n else "")
+    body = zip(choices, rows["variant"], values, worth, rows["verdict"], items, strict=True)
+    heads = ["choice", "variant", "value", "worth", "verdict", "items"]
+    told = f"**{study.find(name).title}**: {tables.word(name, model)}, {above}"
+    told += tables.markdown(heads, body)
+    if not sweep.show:
+        return told
+    keys = [f"{row.dataset} {row.stratum} {row.metric}" for row in sweep.show]
+    more = [
+        ["" if x != x else metrics.shown(x, units[row.metric]) for x in rows[key].astype(float)]
+        for row, key in zip(sweep.show, keys, strict=True)
+    ]
+    heads = ["choice", "variant", *(tables.word(name, row.metric) for row in sweep.show)]
+    rest = zip(plain, rows["variant"], *more, strict=True)
+    return f"{told}\n{tables.markdown(heads, rest)}"
 
 
 def _worths(sweep: Sweep, found: pd.DataFrame) -> Figure:

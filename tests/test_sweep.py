@@ -1,5 +1,6 @@
 import itertools
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,10 @@ def test_the_best_is_chosen_on_held_out_rows_for_every_variant_and_model(swept: 
     assert one["seeds"] == 2
     assert "<svg" in (home / "figure.svg").read_text()
     assert (home / "table.csv").read_text().count("\n") == 9
+    sweep.record(sweep.Sweep.model_validate(SPEC), home)
+    rows = [line for line in sweep.told(home).splitlines() if "chosen" in line]
+    assert len(rows) == 4
+    assert all("| 0.710 |" in row for row in rows), rows
 
 
 @pytest.mark.parametrize("best", ["highest", "lowest"])
@@ -170,6 +175,7 @@ def _answered(folder: Path, right: NDArray[np.bool_], fingerprint: str) -> None:
     ]
     records.write(where / "predictions.jsonl", "".join(map(records.line, rows)))
     row = {"variant": "L", "dataset": "dfar", "stratum": "all", "metric": "accuracy"}
+    row["unit"] = "share"
     records.write(where / "metrics.json", [{**row, "value": right.mean()}])
     stages = {"evaluate": {"fingerprint": fingerprint, "status": "complete"}}
     records.write(where / "run.json", {"stages": stages})
@@ -208,3 +214,9 @@ def test_what_a_choice_is_worth_is_tested_item_by_item(tmp_path: Path) -> None:
     assert turned["verdict"]["near"] == "worse"
     assert turned["high"]["near"] == pytest.approx(-table["low"]["near"])
     assert (table["items"]["near"], table["items"]["never"]) == (300, 0)
+    sweep.record(spec, tmp_path)
+    told = sweep.told(tmp_path)
+    [row] = [line for line in told.splitlines() if line.startswith("| near ")]
+    assert re.search(r"`tuning.lr=1`.* \| 73\.3 \| \+6\.7 \[.* points \| better \| 300 \|", row)
+    assert "never" not in told, "what has not run has no row"
+    assert "`tuning.epochs=1`" in told
