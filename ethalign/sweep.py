@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -340,7 +341,7 @@ def told(home: Path) -> str:
     unit = units.get(choice.metric, "score")
     values = [metrics.shown(value, unit) for value in rows["value"]]
     where = ", ".join(tables.word(name, k) for k in (choice.dataset, choice.stratum) if k != "all")
-    set_so = ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sweep.fixed.items())
+    set_so = _settings(sweep.fixed)
     above = (
         f"by {tables.word(name, choice.metric)}; {where},"
         f" {tables.trained(int(rows['seeds'].max()))}."
@@ -353,12 +354,10 @@ def told(home: Path) -> str:
         body = zip(*columns, values, chosen, strict=True)
         return f"**{study.find(name).title}**: {above}{tables.markdown(heads, body)}"
     start, *_ = points(sweep)
-    model = config.resolve(name, sweep.variants[0], sweep.scale, 0, sweep.fixed).model.id
+    run = config.resolve(name, sweep.variants[0], sweep.scale, 0, sweep.fixed)
+    first = run.values(dict.fromkeys(key for point in sweep.ablate.values() for key in point))
     plain = [key.replace("-", " ") for key in rows["point"]]
-    departs = [
-        ", ".join(f"`{k}={json.dumps(v)}`" for k, v in sweep.ablate[key].items())
-        for key in rows["point"]
-    ]
+    departs = [_settings(first if key == start else sweep.ablate[key]) for key in rows["point"]]
     below = [text and f' <span class="beneath">{text}</span>' for text in departs]
     spans = zip(rows["point"], rows["worth"], rows["low"], rows["high"], strict=True)
     worth = [
@@ -366,10 +365,12 @@ def told(home: Path) -> str:
         for key, value, low, high in spans
     ]
     choices = [one + more for one, more in zip(plain, below, strict=True)]
-    items = rows["items"].map(lambda n: f"{n:,}" if n else "")
-    body = zip(choices, rows["variant"], values, worth, rows["verdict"], items, strict=True)
-    heads = ["choice", "variant", "value", "worth", "verdict", "items"]
-    told = f"**{study.find(name).title}**: {tables.word(name, model)}, {above}"
+    body = zip(choices, rows["variant"], values, worth, rows["verdict"], strict=True)
+    heads = ["choice", "variant", "value", "worth", "verdict"]
+    many = sorted(n for n in {*rows["items"]} if n)
+    items = " to ".join(f"{n:,}" for n in dict.fromkeys([*many[:1], *many[-1:]]))
+    told = f"**{study.find(name).title}**: {tables.word(name, run.model.id)}, "
+    told += f"{items and f'{items} items, '}{above}"
     told += tables.markdown(heads, body)
     if not sweep.show:
         return told
@@ -381,6 +382,12 @@ def told(home: Path) -> str:
     heads = ["choice", "variant", *(tables.word(name, row.metric) for row in sweep.show)]
     rest = zip(plain, rows["variant"], *more, strict=True)
     return f"{told}\n{tables.markdown(heads, rest)}"
+
+
+def _settings(some: Mapping[str, Any]) -> str:
+    """Settings as one would write them behind ``--set``, as code."""
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in some.items()}
+    return ", ".join(f"`{key}={text}`" for key, text in texts.items())
 
 
 def _worths(sweep: Sweep, found: pd.DataFrame) -> Figure:
