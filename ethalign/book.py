@@ -77,7 +77,8 @@ def build(jobs: Sequence[Job], *, printed: bool = False, covered: bool = False) 
         return page
     _generate(whole=bool(jobs))
     explorer.build(GENERATED, {job.study.name: results.homes(job) for job in jobs})
-    for path in prints:  # they would be of another state
+    # They would be of another state, also those that an earlier build has put beside the pages.
+    for path in [*prints, *(page.with_name(name) for name in PRINTS)]:
         path.unlink(missing_ok=True)
     records.write(GENERATED / "print.md", "")
     if printed:

@@ -237,6 +237,27 @@ def test_a_printed_book_is_linked_and_a_missing_one_explained(
     assert ("no Chromium" in told) == (browser is None)
 
 
+def test_a_book_that_is_not_printed_keeps_no_older_print(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, found in (("ROOT", tmp_path), ("GENERATED", tmp_path / "generated")):
+        monkeypatch.setattr(book, name, found)
+    for name in ("findings", "collect", "contents", "_generate", "_sphinx"):
+        monkeypatch.setattr(book, name, lambda *_, **__: "")
+    monkeypatch.setattr("ethalign.explorer.build", lambda *_: None)
+    monkeypatch.setattr(book, "_inputs", lambda: "newer")
+    monkeypatch.setattr(book, "_print", lambda *paths: [p.touch() for p in paths] and "told")
+    folders = (tmp_path / "_build" / "html", tmp_path / "generated" / "beside")
+    old = [folder / name for folder in folders for name in book.PRINTS]
+    for path in old:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    book.build([], printed=False)
+    assert not any(path.exists() for path in old)
+    book.build([], printed=True)
+    assert all(path.exists() for path in old[2:]), "from where Sphinx copies them"
+
+
 @needs_chromium
 def test_a_browser_finds_what_is_wrong_with_a_page(tmp_path: Path) -> None:
     faults = {
