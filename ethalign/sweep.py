@@ -274,8 +274,10 @@ def recorded(home: Path) -> tuple[Sweep, pd.DataFrame]:
     """A committed sweep and its ``table``, as they were recorded beside its points."""
     kept = json.loads((home / RECORD).read_text(encoding="utf-8"))
     rows = pd.DataFrame(kept["rows"])
-    numbers = [key for key in ("value", "±", "worth", "low", "high", "holm") if key in rows]
-    return Sweep.model_validate(kept["of"]), rows.astype(dict.fromkeys(numbers, float))
+    sweep = Sweep.model_validate(kept["of"])
+    shown = [f"{row.dataset} {row.stratum} {row.metric}" for row in sweep.show]
+    numbers = [*("value", "±", "worth", "low", "high", "holm"), *shown]
+    return sweep, rows.astype({key: float for key in numbers if key in rows})
 
 
 def fault(home: Path) -> str:
@@ -283,14 +285,7 @@ def fault(home: Path) -> str:
     (sweep, was), path = recorded(home), ROOT / "configs" / "sweeps" / f"{home.name}.yaml"
     if path.is_file() and read(path) != sweep:
         return f"is not of {path.relative_to(ROOT)} as it is"
-    now = table(sweep, home)
-    same = set(was) == set(now) and len(was) == len(now)
-    for key in now.columns if same else ():
-        if pd.api.types.is_numeric_dtype(now[key]):
-            one, two = (side[key].to_numpy(dtype=float) for side in (was, now))
-            same &= np.allclose(one, two, rtol=1e-6, atol=1e-9, equal_nan=True)
-        else:
-            same &= list(was[key]) == list(now[key])
+    same = claims.same(was, table(sweep, home))
     return "" if same else "is not what the records of its points give"
 
 
@@ -338,50 +333,44 @@ def told(home: Path) -> str:
     rows["variant"] = [tables.word(name, key) for key in rows["variant"]]
     made = pd.concat([results.rows(home / key / name / sweep.scale) for key in points(sweep)])
     units = dict(zip(made["metric"], made["unit"], strict=True))
-    unit = units.get(choice.metric, "score")
-    values = [metrics.shown(value, unit) for value in rows["value"]]
     where = ", ".join(tables.word(name, k) for k in (choice.dataset, choice.stratum) if k != "all")
-    set_so = _settings(sweep.fixed)
+    run = config.resolve(name, sweep.variants[0], sweep.scale, 0, sweep.fixed)
+    fixed = _settings(sweep.fixed)
+    model = "" if "model.id" in sweep.grid else f"{tables.word(name, run.model.id)}, "
     above = (
-        f"by {tables.word(name, choice.metric)}; {where},"
-        f" {tables.trained(int(rows['seeds'].max()))}."
-        f"{set_so and f' At every point {set_so}.'} Shares are in per cent.\n\n"
+        f"**{study.find(name).title}**: {model}by {tables.word(name, choice.metric)}; {where},"
+        f" {tables.trained(int(rows['seeds'].max()))}. Shares are in per cent."
+        f"{fixed and f' At every point {fixed}.'}\n\n"
     )
-    if sweep.grid:
-        columns = [rows[key].map(str) for key in ("variant", *sweep.grid)]
-        chosen = rows["chosen"].map({True: "chosen", False: ""})
-        heads = ["variant", *sweep.grid, "value", ""]
-        body = zip(*columns, values, chosen, strict=True)
-        return f"**{study.find(name).title}**: {above}{tables.markdown(heads, body)}"
-    start, *_ = points(sweep)
+    return above + (_choices if sweep.ablate else _chosen)(sweep, rows, units)
+
+
+def _chosen(sweep: Sweep, rows: pd.DataFrame, units: Mapping[str, str]) -> str:
+    columns = [rows[key].map(str) for key in ("variant", *sweep.grid)]
+    values = [metrics.shown(value, units[sweep.choose.metric]) for value in rows["value"]]
+    marks = rows["chosen"].map({True: "chosen", False: ""})
+    body = zip(*columns, values, marks, strict=True)
+    return tables.markdown(["variant", *sweep.grid, "value", ""], body)
+
+
+def _choices(sweep: Sweep, rows: pd.DataFrame, units: Mapping[str, str]) -> str:
+    name, start, unit = sweep.study, next(iter(points(sweep))), units[sweep.choose.metric]
     run = config.resolve(name, sweep.variants[0], sweep.scale, 0, sweep.fixed)
     first = run.values(dict.fromkeys(key for point in sweep.ablate.values() for key in point))
-    plain = [key.replace("-", " ") for key in rows["point"]]
-    departs = [_settings(first if key == start else sweep.ablate[key]) for key in rows["point"]]
-    below = [text and f' <span class="beneath">{text}</span>' for text in departs]
-    spans = zip(rows["point"], rows["worth"], rows["low"], rows["high"], strict=True)
-    worth = [
-        "" if key == start else tables.span(value, low, high, unit)
-        for key, value, low, high in spans
-    ]
-    choices = [one + more for one, more in zip(plain, below, strict=True)]
-    body = zip(choices, rows["variant"], values, worth, rows["verdict"], strict=True)
-    heads = ["choice", "variant", "value", "worth", "verdict"]
-    many = sorted(n for n in {*rows["items"]} if n)
-    items = " to ".join(f"{n:,}" for n in dict.fromkeys([*many[:1], *many[-1:]]))
-    told = f"**{study.find(name).title}**: {tables.word(name, run.model.id)}, "
-    told += f"{items and f'{items} items, '}{above}"
-    told += tables.markdown(heads, body)
-    if not sweep.show:
-        return told
-    keys = [f"{row.dataset} {row.stratum} {row.metric}" for row in sweep.show]
-    more = [
-        ["" if x != x else metrics.shown(x, units[row.metric]) for x in rows[key].astype(float)]
-        for row, key in zip(sweep.show, keys, strict=True)
-    ]
-    heads = ["choice", "variant", *(tables.word(name, row.metric) for row in sweep.show)]
-    rest = zip(plain, rows["variant"], *more, strict=True)
-    return f"{told}\n{tables.markdown(heads, rest)}"
+    body, besides = [], []
+    for row in rows.to_dict("records"):
+        point, who = str(row["point"]), row["variant"]
+        plain = point.replace("-", " ")
+        departs = _settings(first if point == start else sweep.ablate[point])
+        worth = tables.span(row["worth"], row["low"], row["high"], unit) if point != start else ""
+        told = metrics.shown(row["value"], unit), worth, row["verdict"], row["items"] or ""
+        body.append((f'{plain} <span class="beneath">{departs}</span>', who, *told))
+        more = [(row[f"{s.dataset} {s.stratum} {s.metric}"], units[s.metric]) for s in sweep.show]
+        besides.append((plain, who, *("" if x != x else metrics.shown(x, u) for x, u in more)))
+    heads = ["choice", "variant", "value", "worth", "verdict", "items"]
+    shown = [tables.word(name, row.metric) for row in sweep.show]
+    second = f"\n{tables.markdown(['choice', 'variant', *shown], besides)}" if shown else ""
+    return tables.markdown(heads, body) + second
 
 
 def _settings(some: Mapping[str, Any]) -> str:

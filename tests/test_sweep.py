@@ -217,7 +217,7 @@ def test_what_a_choice_is_worth_is_tested_item_by_item(tmp_path: Path) -> None:
     sweep.record(spec, tmp_path)
     told = sweep.told(tmp_path)
     [row] = [line for line in told.splitlines() if line.startswith("| near ")]
-    assert re.search(r"`tuning.lr=1`.* \| 73\.3 \| \+6\.7 \[.* points \| better \|", row)
-    assert ", 300 items, by accuracy" in told
+    assert re.search(r"`tuning.lr=1`.* \| 73\.3 \| \+6\.7 \[.* points \| better \| 300 \|", row)
+    assert ", by accuracy" in told
     assert "never" not in told, "what has not run has no row"
     assert "`tuning.epochs=1`" in told
