@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ethalign import __version__, config
 from ethalign.config import UserError
+
+if TYPE_CHECKING:
+    from ethalign.study import Job
 
 app = typer.Typer(
     help="Reproducible companion to three papers on language-model alignment.",
@@ -33,6 +37,9 @@ Settings = Annotated[
 Runs = Annotated[str, typer.Option(help="folder for runs")]
 Variants = Annotated[list[str] | None, typer.Option(help="only these")]
 Cores = Annotated[int | None, typer.Option(help="default: all")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="what it would need, and whether that is here")
+]
 Profile = Annotated[str | None, typer.Option(help="folder of workflow/profiles")]
 
 
@@ -48,26 +55,20 @@ def run(
     cores: Cores = None,
     profile: Profile = None,
     runs: Runs = "runs",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="what it would need, and whether that is here")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run a study: whatever is missing or out of date, and nothing else.
 
     Example: ethalign run reasons --scale tiny --set tuning.epochs=1
     """
-    from ethalign import estimate, pipeline
+    from ethalign import pipeline
     from ethalign.study import plan
 
     config.choose("study", study, config.studies())
     if dry_run:
         own = _pairs([*(settings or []), *context.args])
         jobs = plan(study, variant or (), scale, seed, own, runs, stage)
-        for job in jobs:
-            job.study.preflight(job.run)
-            pipeline.preflight(job, here=profile is None)
-        for line in estimate.lines(jobs):
-            typer.echo(line)
+        _estimate({"": jobs}, here=profile is None)
         return
     count = pipeline.run(
         [study],
@@ -84,6 +85,17 @@ def run(
     typer.echo(f"{done}; results are in {runs}/{study}/{scale}/")
 
 
+def _estimate(points: Mapping[str, Sequence[Job]], *, here: bool) -> None:
+    """What jobs would need, with the refusals that they would meet."""
+    from ethalign import estimate, pipeline
+
+    for job in (job for jobs in points.values() for job in jobs):
+        job.study.preflight(job.run)
+        pipeline.preflight(job, here=here)
+    for line in estimate.lines(points):
+        typer.echo(line)
+
+
 def _pairs(settings: list[str] | None) -> dict[str, Any]:
     return dict(config.parse_setting(text) for text in settings or [])
 
@@ -94,6 +106,7 @@ def sweep(
     cores: Cores = None,
     profile: Profile = None,
     publish: Annotated[bool, typer.Option(help="copy its records to results/ as well")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Try settings side by side and choose on held-out rows, or say what each is worth.
 
@@ -101,6 +114,9 @@ def sweep(
     """
     from ethalign import sweep as tried
 
+    if dry_run:
+        _estimate(tried.jobs(file), here=profile is None)
+        return
     found = tried.run(file, cores, profile)
     if publish:
         typer.echo(str(tried.publish(file)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,19 +155,28 @@ def unpinned(run: Run) -> list[str]:
     ]
 
 
-def lines(jobs: Iterable[Job]) -> Iterator[str]:
-    """What each job would need, a line each, and what nobody can promise.
+def lines(points: Mapping[str, Iterable[Job]]) -> Iterator[str]:
+    """What each job would need, a line each, all hours together, and what nobody can promise.
+
+    Args:
+        points: jobs by the name of a point of a sweep, or by ``""``. Of work that is the same at
+            several points the first does it.
 
     Raises:
         UserError: a job that does not fit into the memory of this machine; says what to change.
     """
     loose: dict[str, None] = {}
-    for job in jobs:
+    known: list[float] = []
+    unknown, done = 0, set[tuple[str, str]]()
+    for point, job in ((point, job) for point, jobs in points.items() for job in jobs):
         run, stage = job.run, job.stage
-        name = f"{job.study.name} {stage.name} {run.variant} {run.seed}"
+        name = f"{point and f'{point}: '}{job.study.name} {stage.name} {run.variant} {run.seed}"
         loose |= dict.fromkeys(unpinned(run))
         if not stage.compute or "model.id" not in stage.models:
             continue
+        if (work := (stage.name, job.fingerprint())) in done:
+            continue
+        done.add(work)
         if job.state() == "keep":
             yield f"{name}: complete"
             continue
@@ -187,6 +196,11 @@ def lines(jobs: Iterable[Job]) -> Iterator[str]:
         room = "" if most < have else ", too much for rows of tuning.max_length"
         spent = hours(job, found.total, _kind(here))
         time = f"{spent[0]:.2g} h as {spent[1]}" if spent else f"not measured on {here}"
+        known += [spent[0]] if spent else []
+        unknown += not spent
         yield f"{name}: {size}, {least:.1f} to {most:.1f} GB of {have:.0f}{room}; {time}"
+    if len(known) > 1:
+        rest = f", and {unknown} more that were not measured" if unknown else ""
+        yield f"about {sum(known):.2g} h in all, one job at a time{rest}"
     if loose:
         yield f"not pinned, the newest commit is used and recorded: {', '.join(loose)}"

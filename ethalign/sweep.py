@@ -98,6 +98,16 @@ def points(sweep: Sweep) -> dict[str, dict[str, Any]]:
     return found
 
 
+def jobs(path: Path) -> dict[str, list[study.Job]]:
+    """What every point would run, by its name."""
+    sweep, runs = read(path), Path("runs", "sweeps", path.stem)
+    what = sweep.study, sweep.variants, sweep.scale, sweep.seeds
+    return {
+        name: study.plan(*what, {**sweep.fixed, **point}, runs / name, sweep.stage)
+        for name, point in points(sweep).items()
+    }
+
+
 def run(path: Path, cores: int | None = None, profile: str | None = None) -> pd.DataFrame:
     """Run every point that has not run yet; the ``table`` of all, also written beside them.
 
@@ -137,8 +147,9 @@ def table(sweep: Sweep, home: Path) -> pd.DataFrame:
 
     Columns: ``variant``, the keys of the grid or ``point``, ``seeds``; ``value`` of the row that
     ``choose`` names and ``±`` (standard deviation over seeds, null of one); a mean for each row
-    of ``show``. Of a grid ``chosen``, true for the best mean of each variant (and of each value
-    of ``per``), of equals for the first. Of an ablation ``worth`` and what goes with it, see
+    of ``show``. Of a grid ``low`` and ``high``, the interval of the value over items (null of
+    several seeds), and ``chosen``, true for the best mean of each variant (and of each value of
+    ``per``), of equals for the first. Of an ablation ``worth`` and what goes with it, see
     ``worth``; without the points that do the same work as the first one, which say nothing.
     """
     rows: list[dict[str, Any]] = []
@@ -156,6 +167,12 @@ def table(sweep: Sweep, home: Path) -> pd.DataFrame:
             shown = {f"{r.dataset} {r.stratum} {r.metric}": _values(mine, r) for r in sweep.show}
             means = {key: values.mean() for key, values in shown.items()}
             told = {"seeds": len(held), "value": held.mean(), "±": held.std()}
+            if sweep.grid:
+                ends = [_values(mine, sweep.choose, end) for end in ("low", "high")]
+                told |= {
+                    end: found.iloc[0] if len(found) == 1 else np.nan
+                    for end, found in zip(("low", "high"), ends, strict=True)
+                }
             where = {"point": name} if sweep.ablate else point
             rows.append({"variant": variant, **where, **told, **means})
     table = pd.DataFrame(rows)
@@ -239,17 +256,8 @@ def publish(path: Path) -> Path:
         UserError: a point is not there, not complete or not up to date.
     """
     sweep, home = read(path), results.RESULTS / "sweeps" / path.stem
-    for name, point in points(sweep).items():
-        jobs = study.plan(
-            sweep.study,
-            sweep.variants,
-            sweep.scale,
-            sweep.seeds,
-            {**sweep.fixed, **point},
-            Path("runs", "sweeps", path.stem, name),
-            sweep.stage,
-        )
-        for job in {job.where: job for job in jobs if job.stage.compute}.values():
+    for name, planned in jobs(path).items():
+        for job in {job.where: job for job in planned if job.stage.compute}.values():
             results.publish(job, home / name)
     for old in home.iterdir():
         if old.is_dir() and old.name not in points(sweep):
@@ -265,9 +273,10 @@ def record(sweep: Sweep, home: Path) -> Path:
     return home / RECORD
 
 
-def published() -> list[Path]:
-    """The folders of committed sweeps."""
-    return sorted(path.parent for path in results.RESULTS.glob(f"sweeps/*/{RECORD}"))
+def published(kind: Literal["grid", "ablate"] | None = None) -> list[Path]:
+    """The folders of committed sweeps, of one kind or of both."""
+    found = sorted(path.parent for path in results.RESULTS.glob(f"sweeps/*/{RECORD}"))
+    return [home for home in found if kind is None or getattr(recorded(home)[0], kind)]
 
 
 def recorded(home: Path) -> tuple[Sweep, pd.DataFrame]:
@@ -289,10 +298,10 @@ def fault(home: Path) -> str:
     return "" if same else "is not what the records of its points give"
 
 
-def _values(rows: pd.DataFrame, row: Row) -> pd.Series[float]:
+def _values(rows: pd.DataFrame, row: Row, number: str = "value") -> pd.Series[float]:
     for key, value in row.model_dump(include={"dataset", "stratum", "metric"}).items():
         rows = rows[rows[key] == value]
-    return rows["value"].astype(float)
+    return rows[number].astype(float)
 
 
 def figure(sweep: Sweep, found: pd.DataFrame) -> Figure:
@@ -323,7 +332,8 @@ def told(home: Path) -> str:
     """What a committed sweep came to, in Markdown: a row per point and variant.
 
     Of an ablation what each choice is worth, and in a second table the further rows of metrics
-    that the sweep shows; of a grid which point was chosen.
+    that the sweep shows; of a grid which point was chosen, whether it lies at an end of what was
+    tried, and the same further rows.
     """
     sweep, rows = recorded(home)
     name, choice = sweep.study, sweep.choose
@@ -346,11 +356,34 @@ def told(home: Path) -> str:
 
 
 def _chosen(sweep: Sweep, rows: pd.DataFrame, units: Mapping[str, str]) -> str:
-    columns = [rows[key].map(str) for key in ("variant", *sweep.grid)]
-    values = [metrics.shown(value, units[sweep.choose.metric]) for value in rows["value"]]
-    marks = rows["chosen"].map({True: "chosen", False: ""})
-    body = zip(*columns, values, marks, strict=True)
-    return tables.markdown(["variant", *sweep.grid, "value", ""], body)
+    name, unit, body = sweep.study, units[sweep.choose.metric], []
+    for row in rows.to_dict("records"):
+        point = [tables.word(name, str(row[key])) for key in sweep.grid]
+        value = metrics.with_interval(row["value"], row["low"], row["high"], unit)
+        spread = "" if row["±"] != row["±"] else f" ± {metrics.shown(row['±'], unit)}"
+        more = [(row[f"{s.dataset} {s.stratum} {s.metric}"], units[s.metric]) for s in sweep.show]
+        shown = ("" if x != x else metrics.shown(x, u) for x, u in more)
+        body.append((row["variant"], *point, value + spread, _mark(sweep, row), *shown))
+    others = [_shown(name, row) for row in sweep.show]
+    return tables.markdown(["variant", *sweep.grid, "value", "", *others], body)
+
+
+def _mark(sweep: Sweep, row: Mapping[Any, Any]) -> str:
+    """Is a point chosen, and does it lie at an end of what was tried? Better may lie beyond."""
+    ends = [
+        f"the {end} `{key.rpartition('.')[2]}` tried"
+        for key, tried in sweep.grid.items()
+        if len(tried) > 1 and all(isinstance(x, int | float) for x in tried)
+        for end, most in (("lowest", min(tried)), ("highest", max(tried)))
+        if row[key] == most
+    ]
+    return ", ".join(["chosen", *ends]) if row["chosen"] else ""
+
+
+def _shown(name: str, row: Row) -> str:
+    """The head of a column for a further row of metrics: what is measured, and on what."""
+    where = [tables.word(name, key) for key in (row.dataset, row.stratum) if key != "all"]
+    return f'{tables.word(name, row.metric)} <span class="beneath">{", ".join(where)}</span>'
 
 
 def _choices(sweep: Sweep, rows: pd.DataFrame, units: Mapping[str, str]) -> str:

@@ -453,6 +453,38 @@ def test_a_dry_run_says_what_is_needed_and_refuses_what_cannot_fit(
     )
 
 
+def test_a_dry_run_of_a_sweep_counts_the_same_work_once(tmp_path: Path) -> None:
+    spec = tmp_path / "three.yaml"
+    spec.write_text(
+        """
+        study: reasons
+        scale: smoke
+        variants: [L]
+        ablate:
+          reference: {}
+          warm: {evaluation.temperature: 1.0}
+          slow: {tuning.lr: 1.0e-4}
+        choose: {dataset: dfar, metric: accuracy, best: highest}
+        """
+    )
+    done = CliRunner().invoke(cli.app, ["sweep", str(spec), "--dry-run"])
+    assert done.exit_code == 0, done.output
+    *each, every = done.output.splitlines()
+    assert [line.partition(": random-tiny")[0] for line in each] == [
+        "reference: reasons finetune L 0",
+        "reference: reasons evaluate L 0",
+        "warm: reasons evaluate L 0",
+        "slow: reasons finetune L 0",
+        "slow: reasons evaluate L 0",
+    ]
+    hours = [float(match[1]) for line in each if (match := re.search(r"([\d.e-]+) h as", line))]
+    total = re.fullmatch(r"about ([\d.e-]+) h in all, one job at a time", every)
+    assert total is not None
+    assert float(total[1]) == pytest.approx(sum(hours), rel=0.06)
+    assert len(hours) == 5
+    assert not (config.ROOT / "runs" / "sweeps" / "three").exists(), "nothing has run"
+
+
 def test_hours_are_those_of_the_record_where_the_run_is_the_same(mirror: Path) -> None:
     done = study.job("reasons", "finetune", "LR", "small", 0, {}, config.ROOT / "results")
     facts = records.stages(done.where)["finetune"]
@@ -518,6 +550,6 @@ def test_only_a_model_behind_a_server_needs_nothing_here(
     job = study.job(study_name, "evaluate", variant[study_name], "smoke", 0, own)
     assert job.run.served == served
     assert pipeline.on_gpu(job) != served
-    told = " ".join(estimate.lines([job]))
+    told = " ".join(estimate.lines({"": [job]}))
     assert ("behind a server; not estimated" in told) == served
     assert ("billion parameters" in told) != served

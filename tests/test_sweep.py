@@ -1,6 +1,7 @@
 import itertools
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from ethalign import config, pipeline, records, sweep
+from ethalign import config, pipeline, records, results, sweep
 from ethalign.config import UserError
 
 SPEC = {
@@ -43,7 +44,8 @@ def swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
                     {"variant": variant, "dataset": "held-out", "stratum": "all", "metric": "auc"},
                     {"variant": variant, "dataset": "dfar", "stratum": "clean"},
                 ]
-                values = ({"value": good}, {"metric": "accuracy", "value": 1 - good})
+                sure = {"value": good, "low": good - 0.1, "high": good + 0.1, "unit": "score"}
+                values = (sure, {"metric": "accuracy", "value": 1 - good, "unit": "share"})
                 made = [{**row, **value} for row, value in zip(rows, values, strict=True)]
                 records.write(home / variant / str(seed) / "metrics.json", made)
         return 0
@@ -87,7 +89,32 @@ def test_the_best_is_chosen_on_held_out_rows_for_every_variant_and_model(swept: 
     sweep.record(sweep.Sweep.model_validate(SPEC), home)
     rows = [line for line in sweep.told(home).splitlines() if "chosen" in line]
     assert len(rows) == 4
-    assert all("| 0.710 |" in row for row in rows), rows
+    assert all("| 0.710 ± 0.014 |" in row for row in rows), rows
+
+
+def test_of_a_grid_the_interval_is_told_and_an_end_that_was_chosen(
+    swept: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = swept[2]
+    rates = {"tuning.lr": [1e-4, 5e-4], "model.id": ["random-tiny", "org/name"]}
+    one = sweep.Sweep.model_validate({**SPEC, "seeds": [0], "grid": rates})
+    sweep.record(one, home)
+    rows = [
+        line for line in sweep.told(home).splitlines() if line.startswith("| labels alone (L) |")
+    ]
+    assert len(rows) == 4
+    low = next(row for row in rows if "| 0.0001 | org/name |" in row)
+    assert "| 0.700 [0.600, 0.800] | chosen, the lowest `lr` tried | 30.0 |" in low
+    high = next(row for row in rows if "| 0.0005 | random-tiny |" in row)
+    assert "chosen, the highest `lr` tried" in high
+    assert all("tried" not in row for row in rows if row not in (low, high))
+    wider = {**rates, "tuning.lr": [5e-5, 1e-4, 5e-4, 1e-3]}
+    sweep.record(sweep.Sweep.model_validate({**SPEC, "seeds": [0], "grid": wider}), home)
+    assert "tried" not in sweep.told(home)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    shutil.copytree(home, tmp_path / "sweeps" / "rates")
+    names = {kind: [p.name for p in sweep.published(kind)] for kind in (None, "grid", "ablate")}
+    assert names == {None: ["rates"], "grid": ["rates"], "ablate": []}
 
 
 @pytest.mark.parametrize("best", ["highest", "lowest"])
