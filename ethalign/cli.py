@@ -283,8 +283,10 @@ def verify(
         bad += bool(problem)
         typer.echo(f"{folder}: {problem or 'matches'}")
     studies, folders = config.studies(), results.folders()
+    again = results.twins(folders)
+    follow = [folder not in again for folder in folders]
     with ProcessPoolExecutor() as pool:
-        faults, found = pool.map(claims.fault, studies), pool.map(results.verify, folders)
+        faults, found = pool.map(claims.fault, studies), pool.map(results.verify, folders, follow)
         for name, state in zip(studies, faults, strict=True):
             if state:
                 bad += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,21 +108,42 @@ def hours(job: Job, total: int, device: str) -> tuple[float, str] | None:
     By the same stage and variant of one's own runs or of the committed results, of the model
     nearest in size, in proportion to rows and parameters.
     """
-    stage, work = job.stage.name, job.study.work
-    found: list[tuple[float, float, str]] = []
-    for home in (job.runs, ROOT / "results"):
+    rows, found = job.study.work(job.run, job.stage.name), list[tuple[float, float, str]]()
+    for home in (job.runs, ROOT / "results") if rows else ():
         for path in sorted((home / job.study.name).glob(f"*/*/{job.run.variant}/*/run.json")):
-            facts = records.stages(path.parent).get(stage, {})
-            used = facts.get("model", {})
-            if facts.get("status") != "complete" or _kind(used.get("device", "")) != device:
-                continue
-            then = job.study.run.model_validate(read_yaml(path.parent / "config.yaml"))
-            size = _parameters(then.model)
-            if size and (rows := work(then, stage)):
-                times = total / size
-                spent = facts["seconds"] / rows * work(job.run, stage) * times / 3600
-                found.append((abs(math.log(times)), spent, f"{used['id']} on {used['device']}"))
+            how = job.study.run, job.study.work, job.stage.name
+            then = _measured(*how, path, path.stat().st_mtime_ns)
+            if then and _kind(then.device) == device:
+                times = total / then.size
+                spent = then.seconds / then.rows * rows * times / 3600
+                found.append((abs(math.log(times)), spent, f"{then.model} on {then.device}"))
     return min(found, key=lambda record: record[0])[1:] if found else None
+
+
+class Measured(NamedTuple):
+    """How long a stage took: rows of so many parameters, seconds, on what."""
+
+    size: int
+    rows: int
+    seconds: float
+    model: str
+    device: str
+
+
+@functools.lru_cache(maxsize=1000)
+def _measured(
+    kind: type[Run], work: Callable[[Any, str], int], stage: str, path: Path, changed: int
+) -> Measured | None:
+    """What a ``run.json`` that was ``changed`` last at that time tells; None if nothing."""
+    facts = records.stages(path.parent).get(stage, {})
+    used = facts.get("model", {})
+    if facts.get("status") != "complete" or "device" not in used:
+        return None
+    then = kind.model_validate(read_yaml(path.parent / "config.yaml"))
+    size = _parameters(then.model)
+    rows = work(then, stage) if size else 0
+    found = Measured(size, rows, facts["seconds"], used["id"], used["device"])
+    return found if rows else None
 
 
 def _parameters(settings: Model) -> int:

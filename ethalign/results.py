@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,19 +203,41 @@ def folders() -> list[Path]:
     return [path.parent for place in places for path in sorted(RESULTS.glob(place))]
 
 
-def verify(folder: Path) -> tuple[list[str], list[str]]:
+def twins(folders: Sequence[Path]) -> set[Path]:
+    """Folders that hold the same work with the same records and metrics as one before them.
+
+    Points of a sweep share what does not depend on them, and each keeps a copy.
+    """
+    seen, found = set[str](), set[Path]()
+    for folder in folders:
+        # What cannot be read is told by ``verify``.
+        with contextlib.suppress(UserError, LookupError, AttributeError, TypeError, OSError):
+            made = {name: facts["fingerprint"] for name, facts in records.stages(folder).items()}
+            kept = {*folder.iterdir()} - {folder / "run.json", folder / "config.yaml"}
+            files = {path.name: sources.sha256(path) for path in kept}
+            work = config.digest({"files": files, "made": made})
+            found |= {folder} if work in seen else set()
+            seen.add(work)
+    return found
+
+
+def verify(folder: Path, follow: bool = True) -> tuple[list[str], list[str]]:
     """Problems of a committed result, and remarks on it.
 
     A result matches when its files are those that were published, its settings are what
     ``configs/`` resolves to today, its data files have the checksums of today's sources, and
     every row of its metrics follows from its records by today's code. That code has changed since
     a stage was made is a remark.
+
+    Args:
+        folder: that was published.
+        follow: whether to work out the metrics again; false for ``twins``.
     """
     try:
         job, record = _resolved(folder), json.loads((folder / "run.json").read_text())
         problems = [*_file_problems(folder, record), *_setting_problems(folder, job, record)]
         problems += _data_problems(job, record)
-        wrong, remarks = _metric_problems(folder, job)
+        wrong, remarks = _metric_problems(folder, job) if follow else ([], [])
         return [*problems, *wrong], [*remarks, *_code_remarks(job, record)]
     except (UserError, ValueError, KeyError, TypeError, OSError) as error:
         return [f"it cannot be read ({error})"], []

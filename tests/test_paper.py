@@ -485,6 +485,20 @@ def test_a_dry_run_of_a_sweep_counts_the_same_work_once(tmp_path: Path) -> None:
     assert not (config.ROOT / "runs" / "sweeps" / "three").exists(), "nothing has run"
 
 
+def test_scoring_takes_time_where_nothing_is_written() -> None:
+    given = {"data.limit_test": 20, "evaluation.threshold_rows": 24}
+    jobs = [
+        study.job("reasons", "evaluate", "L", "tiny", 0, given | {f"evaluation.{key}": value})
+        for key, value in (("generate", False), ("limit_generate", 0), ("limit_generate", 5))
+    ]
+    alone, none, some = (job.study.work(job.run, "evaluate") for job in jobs)
+    assert alone == none == 24 + 20 + 20
+    assert some > 2 * alone, "a text is written word by word"
+    found = estimate.hours(jobs[0], 135_000_000, "cpu")
+    assert found is not None
+    assert 0 < found[0] < 1
+
+
 def test_hours_are_those_of_the_record_where_the_run_is_the_same(mirror: Path) -> None:
     done = study.job("reasons", "finetune", "LR", "small", 0, {}, config.ROOT / "results")
     facts = records.stages(done.where)["finetune"]

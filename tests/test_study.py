@@ -12,7 +12,7 @@ import toy
 import yaml
 from conftest import command
 
-from ethalign import config, study
+from ethalign import config, results, study
 from ethalign.config import ROOT, Undeclared, UserError
 
 
@@ -128,6 +128,27 @@ def test_a_doctored_number_is_found_even_where_its_hash_was_doctored_too(coins: 
     finally:
         for path, text in kept.items():
             path.write_text(text)
+
+
+def test_the_same_work_is_followed_once_and_every_copy_is_looked_at(tmp_path: Path) -> None:
+    first = next(p for p in results.folders() if p.parts[-2] == "pretrained")
+    again, other = (tmp_path / name / Path(*first.parts[-5:]) for name in ("again", "other"))
+    for copy in (again, other):
+        shutil.copytree(first, copy)
+    rows = json.loads((other / "metrics.json").read_text())
+    rows[0]["value"] += 0.01
+    (other / "metrics.json").write_text(json.dumps(rows))
+    assert results.twins([first, again, other]) == {again}
+    facts = json.loads((other / "run.json").read_text())
+    facts["stages"]["evaluate"]["fingerprint"] = "of other work"
+    shutil.copy(first / "metrics.json", other)
+    (other / "run.json").write_text(json.dumps(facts))
+    assert results.twins([first, again, other]) == {again}
+    (other / "run.json").write_text("{")
+    assert results.twins([other, first, again]) == {again}, "verify says what is wrong with it"
+    (again / "predictions.jsonl").write_text("")
+    assert results.twins([first, again]) == set()
+    assert any("not as it was published" in text for text in results.verify(again, False)[0])
 
 
 def test_code_that_changed_since_is_a_remark(coins: Path) -> None:
