@@ -365,7 +365,8 @@ def _chosen(sweep: Sweep, rows: pd.DataFrame, units: Mapping[str, str]) -> str:
         shown = ("" if x != x else metrics.shown(x, u) for x, u in more)
         body.append((row["variant"], *point, value + spread, _mark(sweep, row), *shown))
     others = [_shown(name, row) for row in sweep.show]
-    return tables.markdown(["variant", *sweep.grid, "value", "", *others], body)
+    heads = ["variant", *(f"`{key}`" for key in sweep.grid), "value", "", *others]
+    return tables.markdown(heads, body)
 
 
 def _mark(sweep: Sweep, row: Mapping[Any, Any]) -> str:
