@@ -102,13 +102,13 @@ def memory(run: Run, found: Shape, dtype: str, *, training: bool) -> tuple[float
     return 1.1 * least, 1.1 * (least + batch)
 
 
-def hours(job: Job, total: int, device: str) -> tuple[float, str] | None:
+def hours(job: Job, total: int, device: str, dtype: str = "") -> tuple[float, str] | None:
     """Hours that a job would take on a device, and by which record; None if nothing was measured.
 
-    By the same stage and variant of one's own runs or of the committed results, of the model
-    nearest in size, in proportion to rows and parameters.
+    By the same stage and variant of one's own runs or of the committed results, if possible in
+    the same precision, of the model nearest in size, in proportion to rows and parameters.
     """
-    rows, found = job.study.work(job.run, job.stage.name), list[tuple[float, float, str]]()
+    rows, found = job.study.work(job.run, job.stage.name), list[tuple[bool, float, float, str]]()
     for home in (job.runs, ROOT / "results") if rows else ():
         for path in sorted((home / job.study.name).glob(f"*/*/{job.run.variant}/*/run.json")):
             how = job.study.run, job.study.work, job.stage.name
@@ -116,17 +116,19 @@ def hours(job: Job, total: int, device: str) -> tuple[float, str] | None:
             if then and _kind(then.device) == device:
                 times = total / then.size
                 spent = then.seconds / then.rows * rows * times / 3600
-                found.append((abs(math.log(times)), spent, f"{then.model} on {then.device}"))
-    return min(found, key=lambda record: record[0])[1:] if found else None
+                by = f"{then.model} in {then.dtype} on {then.device}"
+                found.append((then.dtype != dtype, abs(math.log(times)), spent, by))
+    return min(found, key=lambda record: record[:2])[2:] if found else None
 
 
 class Measured(NamedTuple):
-    """How long a stage took: rows of so many parameters, seconds, on what."""
+    """How long a stage took: rows of so many parameters, seconds, in what precision, on what."""
 
     size: int
     rows: int
     seconds: float
     model: str
+    dtype: str
     device: str
 
 
@@ -142,7 +144,7 @@ def _measured(
     then = kind.model_validate(read_yaml(path.parent / "config.yaml"))
     size = _parameters(then.model)
     rows = work(then, stage) if size else 0
-    found = Measured(size, rows, facts["seconds"], used["id"], used["device"])
+    found = Measured(size, rows, facts["seconds"], used["id"], used["dtype"], used["device"])
     return found if rows else None
 
 
@@ -215,7 +217,7 @@ def lines(points: Mapping[str, Iterable[Job]]) -> Iterator[str]:
             needs = f"{least:.0f} GB at least, {here} has {have:.0f}"
             raise UserError(f"{name}: {size} need {needs}; {WAY_OUT}.")
         room = "" if most < have else ", too much for rows of tuning.max_length"
-        spent = hours(job, found.total, _kind(here))
+        spent = hours(job, found.total, _kind(here), dtype)
         time = f"{spent[0]:.2g} h as {spent[1]}" if spent else f"not measured on {here}"
         known += [spent[0]] if spent else []
         unknown += not spent

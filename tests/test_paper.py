@@ -438,7 +438,8 @@ def test_a_dry_run_says_what_is_needed_and_refuses_what_cannot_fit(
     tune, score = (line for line in said.splitlines() if "6.7 billion" in line)
     assert "reasons finetune L 0" in tune
     assert re.search(
-        r" 5\.\d to 1\d\.\d GB of 24; [\d.e+]+ h as qwen2\.5-coder-[\d.]+b-instruct on cpu", tune
+        r" 5\.\d to 1\d\.\d GB of 24; [\d.e+]+ h as qwen2\.5-coder-[\d.]+b-instruct in \w+ on cpu",
+        tune,
     )
     assert "reasons evaluate L 0" in score
     assert "not pinned" not in said
@@ -499,7 +500,9 @@ def test_scoring_takes_time_where_nothing_is_written() -> None:
     assert 0 < found[0] < 1
 
 
-def test_hours_are_those_of_the_record_where_the_run_is_the_same(mirror: Path) -> None:
+def test_hours_are_those_of_the_record_where_the_run_is_the_same(
+    mirror: Path, tmp_path: Path
+) -> None:
     done = study.job("reasons", "finetune", "LR", "small", 0, {}, config.ROOT / "results")
     facts = records.stages(done.where)["finetune"]
     total = estimate.shape(done.run.model).total
@@ -508,6 +511,14 @@ def test_hours_are_those_of_the_record_where_the_run_is_the_same(mirror: Path) -
     assert found is not None
     assert found[0] == pytest.approx(facts["seconds"] / 3600)
     assert "smollm2-135m-instruct" in found[1], "larger models have records too"
+    own = study.job("reasons", "finetune", "LR", "small", 0, {}, tmp_path)
+    shutil.copytree(done.where, own.where)
+    text = (own.where / "run.json").read_text().replace('"float32"', '"bfloat16"')
+    (own.where / "run.json").write_text(text)
+    for dtype in ("float32", "bfloat16"):
+        estimated = estimate.hours(own, total, "cpu", dtype)
+        assert estimated is not None
+        assert f" in {dtype} on cpu" in estimated[1]
     assert estimate.hours(done, total, "NVIDIA H200") is None, "nothing was measured there"
 
 
