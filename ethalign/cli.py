@@ -89,9 +89,7 @@ def _estimate(points: Mapping[str, Sequence[Job]], *, here: bool) -> None:
     """What jobs would need, with the refusals that they would meet."""
     from ethalign import estimate, pipeline
 
-    for job in (job for jobs in points.values() for job in jobs):
-        job.study.preflight(job.run)
-        pipeline.preflight(job, here=here)
+    pipeline.check([job for jobs in points.values() for job in jobs], here=here)
     for line in estimate.lines(points):
         typer.echo(line)
 

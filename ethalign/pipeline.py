@@ -201,10 +201,7 @@ def run(
         raise UserError(f"--runs {runs!r} is no folder for runs; give a name without braces.")
     with records.exclusive(ROOT / runs / ".lock", ROOT / runs):
         jobs = plan(settings)
-        for job in {digest(j.run.model_dump(mode="json")): j for j in jobs}.values():
-            job.study.preflight(job.run)
-        for job in jobs:
-            preflight(job, here=profile is None)
+        check(jobs, here=profile is None)
         known: dict[tuple[Path, str], bool] = {}
         left = [job for job in jobs if stale(job, known)]
         if not left:
@@ -343,6 +340,14 @@ def card() -> Iterator[None]:
             yield
         return
     yield
+
+
+def check(jobs: Sequence[Job], *, here: bool = True) -> None:
+    """``preflight`` of every job, and once for the same settings that of its study."""
+    for job in {digest(j.run.model_dump(mode="json")): j for j in jobs}.values():
+        job.study.preflight(job.run)
+    for job in jobs:
+        preflight(job, here=here)
 
 
 def preflight(job: Job, *, here: bool = True) -> None:
