@@ -196,7 +196,9 @@ def worth(sweep: Sweep, home: Path, table: pd.DataFrame) -> pd.DataFrame:
 
     Added are ``worth`` (plus is better), its 95 % interval ``low`` and ``high`` over the items
     that both answered (``metrics.crossed``), ``items``, ``holm`` (p corrected over the points of
-    a variant) and ``verdict``: ``better`` or ``worse`` at a corrected 5 %, else ``inconclusive``.
+    a variant) and ``verdict``: ``better`` or ``worse`` at a corrected 5 %, else ``inconclusive``;
+    ``the same`` where the choice does not touch the measure, as a temperature of texts does not
+    touch probabilities, so that there is no interval.
     Where the study tests no claim by that measure there is the difference of the values alone.
     """
     owner, choice = study.find(sweep.study), sweep.choose
@@ -230,6 +232,7 @@ def worth(sweep: Sweep, home: Path, table: pd.DataFrame) -> pd.DataFrame:
     )
     sure = (found["holm"] < 0.05) * found["side"]
     words = sure.map({1: "better", -1: "worse", 0: "inconclusive"})
+    words = words.mask(found["low"].isna() & (found["worth"] == 0), "the same")
     found["verdict"] = words.where(found["items"] > 0, "")
     return found.drop(columns=["p", "side"])
 

@@ -197,6 +197,8 @@ def _answered(folder: Path, right: NDArray[np.bool_], fingerprint: str) -> None:
             "stratum": "clean",
             "gold": words[g],
             "verdict": words[g if hit else 1 - g],
+            "logp_ethical": -1.0,
+            "logp_unethical": -1.0 + (g if hit else 1 - g) - k / 1000,
         }
         for k, (g, hit) in enumerate(zip(gold, right, strict=True))
     ]
@@ -216,6 +218,7 @@ def test_what_a_choice_is_worth_is_tested_item_by_item(tmp_path: Path) -> None:
     far[np.flatnonzero(~far)[:6]] = True
     points = {"reference": {}, "near": {"tuning.lr": 1}, "far": {"tuning.lr": 2}}
     points |= {"same": {"tuning.lora_r": 4}, "never": {"tuning.lr": 3}}
+    points |= {"still": {"tuning.lr": 4}}
     choice = {"dataset": "dfar", "metric": "accuracy", "best": "highest"}
     more = {"grid": {}, "ablate": points, "choose": choice, "variants": ["L"], "seeds": [0]}
     spec = sweep.Sweep.model_validate({**SPEC, **more, "show": []})
@@ -224,18 +227,26 @@ def test_what_a_choice_is_worth_is_tested_item_by_item(tmp_path: Path) -> None:
         ("near", near, "b"),
         ("far", far, "c"),
         ("same", first, "a"),
+        ("still", first, "d"),
     ):
         _answered(tmp_path / name, right, mark)
     table = sweep.table(spec, tmp_path).set_index("point")
-    assert list(table.index) == ["reference", "near", "far", "never"]
+    assert list(table.index) == ["reference", "near", "far", "never", "still"]
     assert table["worth"]["near"] == pytest.approx(20 / 300)
     assert table["worth"]["far"] == pytest.approx(6 / 300)
     # Twenty items turned one way and none the other: the spread of a count of 20.
     reach = 1.96 * math.sqrt(20 * (1 - 20 / 300)) / 300
     assert table["low"]["near"] == pytest.approx(20 / 300 - reach, abs=0.006)
     assert table["verdict"].to_dict() == {
-        **{"reference": "", "near": "better", "far": "inconclusive", "never": ""}
+        **{"reference": "", "near": "better", "far": "inconclusive", "never": ""},
+        **{"still": "inconclusive"},
     }
+    # Of right and wrong 300 without an exception say something; of ranks there is no interval.
+    assert table["low"]["still"] < 0 < table["high"]["still"]
+    ranks = spec.model_copy(update={"choose": spec.choose.model_copy(update={"metric": "auc"})})
+    ranked = sweep.table(ranks, tmp_path).set_index("point")
+    assert (ranked["verdict"]["still"], ranked["items"]["still"]) == ("the same", 300)
+    assert ranked["verdict"]["near"] == "better"
     worse = spec.model_copy(update={"choose": spec.choose.model_copy(update={"best": "lowest"})})
     turned = sweep.table(worse, tmp_path).set_index("point")
     assert turned["verdict"]["near"] == "worse"
