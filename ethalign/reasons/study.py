@@ -15,8 +15,8 @@ from ethalign.reasons.settings import Run
 from ethalign.study import Rows, Shown, Stage, Study
 
 _TRAIN = "source train test columns labels limit_train drop_shared repair_encoding shuffle_labels"
-# As many statements are scored in the time of one text, by the records of the smallest model.
-_WRITTEN = 12
+#: As many statements are scored in the time of one text, by the records of the smallest model.
+WRITTEN = 12
 
 
 def preflight(run: Run) -> None:
@@ -35,13 +35,13 @@ def preflight(run: Run) -> None:
 
 
 def work(run: Run, stage: str) -> int:
-    """Rows to tune on; or to score, where a text to write counts as ``_WRITTEN`` of them."""
+    """Rows to tune on; or to score, where a text to write counts as ``WRITTEN`` of them."""
     if stage == "finetune":
         return run.tuning.epochs * len(data.tuned(run))
     tests = data.tests(run).values()
     most = run.evaluation.limit_generate if run.evaluation.generate else 0
     scored = run.evaluation.threshold_rows + sum(map(len, tests))
-    return scored + _WRITTEN * sum(len(limit(test, most, 0)) for test in tests)
+    return scored + WRITTEN * sum(len(limit(test, most, 0)) for test in tests)
 
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:
