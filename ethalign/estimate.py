@@ -189,41 +189,47 @@ def lines(points: Mapping[str, Iterable[Job]]) -> Iterator[str]:
         UserError: a job that does not fit into the memory of this machine; says what to change.
     """
     loose: dict[str, None] = {}
-    known: list[float] = []
-    unknown, done = 0, set[tuple[str, str]]()
+    done, spent = set[tuple[str, str]](), list[float | None]()
     for point, job in ((point, job) for point, jobs in points.items() for job in jobs):
         run, stage = job.run, job.stage
         name = f"{point and f'{point}: '}{job.study.name} {stage.name} {run.variant} {run.seed}"
         loose |= dict.fromkeys(unpinned(run))
-        if not stage.compute or "model.id" not in stage.models:
-            continue
-        if (work := (stage.name, job.fingerprint())) in done:
+        work = stage.name, job.fingerprint()
+        if not stage.compute or "model.id" not in stage.models or work in done:
             continue
         done.add(work)
         if job.state() == "keep":
             yield f"{name}: complete"
-            continue
-        if run.served:
+        elif run.served:
             yield f"{name}: {run.model.id}, behind a server; not estimated"
-            continue
-        device = models.choose_device(run.model.device)[0]
-        dtype, _ = models.choose_dtype(run.model.dtype, device)
-        found, here = shape(run.model), models.device_name(device)
-        training = "adapter" in stage.outputs
-        least, most = (b / 1e9 for b in memory(run, found, dtype, training=training))
-        have = models.capacity(device) / 1e9
-        size = f"{run.model.id}, {found.total / 1e9:.2g} billion parameters"
-        if least > have:
-            needs = f"{least:.0f} GB at least, {here} has {have:.0f}"
-            raise UserError(f"{name}: {size} need {needs}; {WAY_OUT}.")
-        room = "" if most < have else ", too much for rows of tuning.max_length"
-        spent = hours(job, found.total, _kind(here), dtype)
-        time = f"{spent[0]:.2g} h as {spent[1]}" if spent else f"not measured on {here}"
-        known += [spent[0]] if spent else []
-        unknown += not spent
-        yield f"{name}: {size}, {least:.1f} to {most:.1f} GB of {have:.0f}{room}; {time}"
+        else:
+            told, time = _needs(job, name)
+            spent.append(time)
+            yield told
+    known = [time for time in spent if time is not None]
     if len(known) > 1:
+        unknown = len(spent) - len(known)
         rest = f", and {unknown} more that were not measured" if unknown else ""
         yield f"about {sum(known):.2g} h in all, one job at a time{rest}"
     if loose:
         yield f"not pinned, the newest commit is used and recorded: {', '.join(loose)}"
+
+
+def _needs(job: Job, name: str) -> tuple[str, float | None]:
+    """The line of a job whose model runs on this machine, and its hours if they can be told."""
+    run = job.run
+    device = models.choose_device(run.model.device)[0]
+    dtype, _ = models.choose_dtype(run.model.dtype, device)
+    found, here = shape(run.model), models.device_name(device)
+    training = "adapter" in job.stage.outputs
+    least, most = (b / 1e9 for b in memory(run, found, dtype, training=training))
+    have = models.capacity(device) / 1e9
+    size = f"{run.model.id}, {found.total / 1e9:.2g} billion parameters"
+    if least > have:
+        needs = f"{least:.0f} GB at least, {here} has {have:.0f}"
+        raise UserError(f"{name}: {size} need {needs}; {WAY_OUT}.")
+    room = "" if most < have else ", too much for rows of tuning.max_length"
+    spent = hours(job, found.total, _kind(here), dtype)
+    time = f"{spent[0]:.2g} h as {spent[1]}" if spent else f"not measured on {here}"
+    told = f"{name}: {size}, {least:.1f} to {most:.1f} GB of {have:.0f}{room}; {time}"
+    return told, spent[0] if spent else None

@@ -39,6 +39,11 @@ class Row(pydantic.BaseModel, extra="forbid"):
     stratum: str = "all"
     metric: str
 
+    @property
+    def column(self) -> str:
+        """Its name in the table of a sweep."""
+        return f"{self.dataset} {self.stratum} {self.metric}"
+
 
 class Choice(Row):
     """By which row a setting is chosen; for each value of the settings ``per`` apart."""
@@ -164,15 +169,11 @@ def table(sweep: Sweep, home: Path) -> pd.DataFrame:
                 continue
             mine = found[(found["variant"] == variant) & found["seed"].isin(sweep.seeds)]
             held = _values(mine, sweep.choose)
-            shown = {f"{r.dataset} {r.stratum} {r.metric}": _values(mine, r) for r in sweep.show}
-            means = {key: values.mean() for key, values in shown.items()}
+            means = {row.column: _values(mine, row).mean() for row in sweep.show}
             told = {"seeds": len(held), "value": held.mean(), "±": held.std()}
-            if sweep.grid:
-                ends = [_values(mine, sweep.choose, end) for end in ("low", "high")]
-                told |= {
-                    end: found.iloc[0] if len(found) == 1 else np.nan
-                    for end, found in zip(("low", "high"), ends, strict=True)
-                }
+            for end in ("low", "high") if sweep.grid else ():
+                ends = _values(mine, sweep.choose, end)
+                told[end] = ends.iloc[0] if len(ends) == 1 else np.nan
             where = {"point": name} if sweep.ablate else point
             rows.append({"variant": variant, **where, **told, **means})
     table = pd.DataFrame(rows)
@@ -287,7 +288,7 @@ def recorded(home: Path) -> tuple[Sweep, pd.DataFrame]:
     kept = json.loads((home / RECORD).read_text(encoding="utf-8"))
     rows = pd.DataFrame(kept["rows"])
     sweep = Sweep.model_validate(kept["of"])
-    shown = [f"{row.dataset} {row.stratum} {row.metric}" for row in sweep.show]
+    shown = [row.column for row in sweep.show]
     numbers = [*("value", "±", "worth", "low", "high", "holm"), *shown]
     return sweep, rows.astype({key: float for key in numbers if key in rows})
 
@@ -364,12 +365,17 @@ def _chosen(sweep: Sweep, rows: pd.DataFrame, units: Mapping[str, str]) -> str:
         point = [tables.word(name, str(row[key])) for key in sweep.grid]
         value = metrics.with_interval(row["value"], row["low"], row["high"], unit)
         spread = "" if row["±"] != row["±"] else f" ± {metrics.shown(row['±'], unit)}"
-        more = [(row[f"{s.dataset} {s.stratum} {s.metric}"], units[s.metric]) for s in sweep.show]
-        shown = ("" if x != x else metrics.shown(x, u) for x, u in more)
-        body.append((row["variant"], *point, value + spread, _mark(sweep, row), *shown))
-    others = [_shown(name, row) for row in sweep.show]
+        more = _further(sweep, row, units)
+        body.append((row["variant"], *point, value + spread, _mark(sweep, row), *more))
+    others = [_head(name, row) for row in sweep.show]
     heads = ["variant", *(f"`{key}`" for key in sweep.grid), "value", "", *others]
     return tables.markdown(heads, body)
+
+
+def _further(sweep: Sweep, row: Mapping[Any, Any], units: Mapping[str, str]) -> list[str]:
+    """The further measures of a point as a page shows them."""
+    found = [(row[one.column], units.get(one.metric, "score")) for one in sweep.show]
+    return ["" if value != value else metrics.shown(value, unit) for value, unit in found]
 
 
 def _mark(sweep: Sweep, row: Mapping[Any, Any]) -> str:
@@ -384,7 +390,7 @@ def _mark(sweep: Sweep, row: Mapping[Any, Any]) -> str:
     return ", ".join(["chosen", *ends]) if row["chosen"] else ""
 
 
-def _shown(name: str, row: Row) -> str:
+def _head(name: str, row: Row) -> str:
     """The head of a column for a further row of metrics: what is measured, and on what."""
     where = [tables.word(name, key) for key in (row.dataset, row.stratum) if key != "all"]
     return f'{tables.word(name, row.metric)} <span class="beneath">{", ".join(where)}</span>'
@@ -402,8 +408,7 @@ def _choices(sweep: Sweep, rows: pd.DataFrame, units: Mapping[str, str]) -> str:
         worth = tables.span(row["worth"], row["low"], row["high"], unit) if point != start else ""
         told = metrics.shown(row["value"], unit), worth, row["verdict"], row["items"] or ""
         body.append((f'{plain} <span class="beneath">{departs}</span>', who, *told))
-        more = [(row[f"{s.dataset} {s.stratum} {s.metric}"], units[s.metric]) for s in sweep.show]
-        besides.append((plain, who, *("" if x != x else metrics.shown(x, u) for x, u in more)))
+        besides.append((plain, who, *_further(sweep, row, units)))
     heads = ["choice", "variant", "value", "worth", "verdict", "items"]
     shown = [tables.word(name, row.metric) for row in sweep.show]
     second = f"\n{tables.markdown(['choice', 'variant', *shown], besides)}" if shown else ""
