@@ -117,13 +117,16 @@ def main(arguments: list[str]) -> None:
     if not caller:
         return
     sys.argv = _become(caller)
-    code = 1
-    atexit.register(lambda: caller.send(str(code).encode()))
+    word = "1"
+    atexit.register(lambda: caller.send(word.encode()))
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-        code = 0
+        word = "0"
+    except KeyboardInterrupt:
+        word = ""  # none: it is a signal that ends this
+        raise
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        word = str(end.code if isinstance(end.code, int) else int(end.code is not None))
         raise
 
 
@@ -181,8 +184,17 @@ def _become(caller: socket.socket) -> list[str]:
 
 
 def _ask(path: str, arguments: list[str]) -> int | None:
-    """Exit code of a module that ran in a fork of the server; None if there is no server."""
+    """Exit code of a module that ran in a fork of the server; None if there is no server.
+
+    A signal that ended the fork ends this process as well.
+    """
     parent, kinds = os.getppid(), {signal.SIGINT, signal.SIGTERM}
+    passed: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        passed.append(number)
+        fork.send(bytes([number]))
+
     signal.pthread_sigmask(signal.SIG_BLOCK, kinds)  # until they can be passed on
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as fork:
         request = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
@@ -190,7 +202,7 @@ def _ask(path: str, arguments: list[str]) -> int | None:
             fork.connect(path)
             socket.send_fds(fork, [request], [0, 1, 2])
             for kind in kinds:
-                signal.signal(kind, lambda number, _: fork.send(bytes([number])) and None)
+                signal.signal(kind, pass_on)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, kinds)
             if not fork.recv(9):
                 return None
@@ -201,7 +213,11 @@ def _ask(path: str, arguments: list[str]) -> int | None:
         fork.settimeout(1)
         while os.getppid() == parent:
             with contextlib.suppress(TimeoutError):
-                return int(fork.recv(9) or 1)
+                code = fork.recv(9)
+                if not code and passed:
+                    signal.signal(passed[-1], signal.SIG_DFL)
+                    os.kill(os.getpid(), passed[-1])
+                return int(code or 1)
         return 1
 
 

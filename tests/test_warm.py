@@ -21,10 +21,7 @@ print(os.getppid(), os.getcwd(), os.environ.get("WORD"), "colorsys" in sys.modul
 print("a remark", file=sys.stderr, flush=True)
 if sys.argv[1] == "wait":
     print(os.getpid(), flush=True)
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    time.sleep(60)
 sys.exit(int(sys.argv[1]))
 """
 
@@ -88,18 +85,23 @@ def test_a_kernel_is_a_fork_only_where_there_is_a_server(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_what_ends_the_caller_ends_the_fork(
+def test_what_ends_the_caller_ends_the_fork_and_both_as_the_plain_command(
     served: dict[str, str], tmp_path: Path, kind: signal.Signals
 ) -> None:
-    child = start(served, "wait", tmp_path)
-    assert child.stdout is not None
-    child.stdout.readline()
-    fork = psutil.Process(int(child.stdout.readline()))
-    child.send_signal(kind)
-    child.communicate(timeout=20)
-    assert child.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}.get(kind, 1)
-    psutil.wait_procs([fork], timeout=20)
-    assert not fork.is_running()
+    plain = {k: v for k, v in served.items() if k != warm.SOCKET}
+    for environment in (plain, served):
+        child = start(environment, "wait", tmp_path)
+        assert child.stdout is not None
+        child.stdout.readline()
+        number = int(child.stdout.readline())
+        assert (number == child.pid) == (environment is plain)
+        fork = psutil.Process(number)
+        child.send_signal(kind)
+        _, error = child.communicate(timeout=20)
+        assert child.returncode == -kind
+        assert ("KeyboardInterrupt" in error) == (kind == signal.SIGINT)
+        psutil.wait_procs([fork], timeout=20)
+        assert not fork.is_running()
 
 
 def test_the_fork_of_a_process_that_died_does_not_outlive_it(
