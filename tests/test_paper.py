@@ -522,6 +522,31 @@ def test_hours_are_those_of_the_record_where_the_run_is_the_same(
     assert estimate.hours(done, total, "NVIDIA H200") is None, "nothing was measured there"
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_an_estimate_says_that_the_record_is_of_another_kind_of_processor(
+    mirror: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fast: bool
+) -> None:
+    """Ten times as long is no rare difference; a record of the same kind comes first."""
+    monkeypatch.setattr(models, "choose_dtype", lambda *_: ("bfloat16" if fast else "float32", ""))
+    given = {"tuning.lora_dropout": 0.01}  # so that nothing is complete
+    own = study.job("reasons", "finetune", "L", "small", 0, given, tmp_path)
+    slower = "measured without fast bfloat16, which is here: less"
+    quicker = "measured with fast bfloat16, which is not here: more"
+    told = list(estimate.lines({"": [own]}))
+    kept = study.job("reasons", "finetune", "L", "small", 0, {}, config.ROOT / "results")
+    assert (slower in told[0], quicker in told[0]) == (fast, False)
+    shutil.copytree(kept.where, own.where)
+    text = (own.where / "run.json").read_text()
+    assert "no fast bfloat16 here" in text
+    text = text.replace("dtype float32: no fast bfloat16 here", "dtype bfloat16: it is fast")
+    (own.where / "run.json").write_text(text)
+    told = list(estimate.lines({"": [own]}))
+    assert "fast bfloat16" not in told[0], "there is one of either kind"
+    honest = study.job("honesty", "knowledge", "knowledge", "small", 0, given, tmp_path)
+    told = list(estimate.lines({"": [honest]}))
+    assert (slower in told[0], quicker in told[0]) == (False, not fast), "float32 by its judge"
+
+
 def test_an_estimate_fetches_no_model_that_was_only_measured_with(
     mirror: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
