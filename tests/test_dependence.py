@@ -63,12 +63,24 @@ def _with_a_statement(text: str, function: str) -> str:
     return "".join(lines)
 
 
-def states(project: Path, runs: Path) -> dict[str, str]:
-    program = STATES.replace("sys.argv[1]", repr(str(runs)))
+def told(project: Path, program: str) -> dict[str, str]:
+    """What a program prints that runs in a copy of the project."""
     done = command(code=program, cwd=project)
     assert done.returncode == 0, done.stderr
     found: dict[str, str] = json.loads(done.stdout)
     return found
+
+
+def states(project: Path, runs: Path) -> dict[str, str]:
+    return told(project, STATES.replace("sys.argv[1]", repr(str(runs))))
+
+
+@pytest.fixture(scope="module")
+def kept(copy: Path, runs: Path) -> set[str]:
+    """The jobs of the shared runs, all complete before the first edit."""
+    found = states(copy, runs)
+    assert set(found.values()) == {"keep"}, found
+    return {*found}
 
 
 TUNED: tuple[str, ...] = (
@@ -113,16 +125,16 @@ EDITS: list[tuple[str, str, str, str, tuple[str, ...]]] = [
 def test_an_edit_makes_anew_what_follows_from_it_and_nothing_else(
     copy: Path,
     runs: Path,
+    kept: set[str],
     edit: Callable[..., None],
     name: str,
     old: str,
     new: str,
     anew: tuple[str, ...],
 ) -> None:
-    before = states(copy, runs)
-    assert set(before.values()) == {"keep"}, before
     edit(name, old, new)
     after = states(copy, runs)
+    assert {*after} == kept
     changed = {job for job, state in after.items() if state == "anew"}
     assert changed == {job for job in after if any(fnmatch(job, pattern) for pattern in anew)}
 
@@ -214,6 +226,11 @@ print(json.dumps({n: claims._basis(n, home) for n, home in homes.items()}))
 """
 
 
+@pytest.fixture(scope="module")
+def bases(copy: Path) -> dict[str, str]:
+    return told(copy, BASES)
+
+
 @pytest.mark.parametrize(
     ("name", "old", "studies"),
     [
@@ -226,17 +243,14 @@ print(json.dumps({n: claims._basis(n, home) for n, home in homes.items()}))
     ],
 )
 def test_verdicts_follow_from_the_code_that_decides_them(
-    copy: Path, edit: Callable[..., None], name: str, old: str, studies: set[str]
+    copy: Path,
+    bases: dict[str, str],
+    edit: Callable[..., None],
+    name: str,
+    old: str,
+    studies: set[str],
 ) -> None:
     """Of a module that both the test and the study's contrast reach, either part counts."""
-
-    def bases() -> dict[str, str]:
-        done = command(code=BASES, cwd=copy)
-        assert done.returncode == 0, done.stderr
-        found: dict[str, str] = json.loads(done.stdout)
-        return found
-
-    before = bases()
     edit(name, old)
-    after = bases()
-    assert {key for key in after if after[key] != before[key]} == studies
+    after = told(copy, BASES)
+    assert {key for key in after if after[key] != bases[key]} == studies
