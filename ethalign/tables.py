@@ -48,9 +48,9 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
     Returns:
         Under ``scores`` variant to metric to value over all items of the study's main data set,
         with ``_`` for ``-`` in names; ``on``: the same for every data set by name; ``question``,
-        ``answer`` and ``tally`` of its claims; how many ``seeds``; the ``smallest`` and the
-        ``largest`` model that was asked; and what the study adds. Means over seeds, of the first
-        model. Empty where no reference run is committed.
+        ``answer`` and ``tally`` of its claims; how many ``seeds`` a variant has at least and at
+        most; the ``smallest`` and the ``largest`` model that was asked; and what the study adds.
+        Means over seeds, of the first model. Empty where no reference run is committed.
     """
     owner = study.find(name)
     reference = results.published(name, scale)
@@ -64,14 +64,14 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
     more = owner.facts(reference, results.RESULTS / name / scale)
     asked = sorted(filter(None, tests.recorded(name, scale)["model"].unique()), key=size_of)
     ends = {"smallest": asked[0], "largest": asked[-1]} if asked else {}
-    seeds = reference["seed"].nunique()
+    seeds = reference.groupby(["model", "variant"])["seed"].nunique()
     return {
         "scores": on.get(owner.main.replace("-", "_"), {}),
         "on": on,
         "question": owner.question,
         "answer": answer(name),
         "tally": tally(name),
-        "seeds": trained(seeds),
+        "seeds": trained(*sorted({*seeds})),
         **{key: word(name, model) for key, model in ends.items()},
         **more,
     }
@@ -217,9 +217,12 @@ def heading(name: str, family: str, seeds: str = "") -> str:
     return f"**{told[:1].upper()}{told[1:]}**{seeds and f' ({trained(int(seeds))})'}\n\n"
 
 
-def trained(seeds: int) -> str:
-    """How many seeds were trained, in words."""
-    return "one training seed" if seeds == 1 else f"{seeds} training seeds"
+def trained(*seeds: int) -> str:
+    """How many seeds were trained, in words; of unequal numbers, in order, the first and last."""
+    words = {1: "one", 2: "two", 3: "three"}
+    told = [words.get(n, str(n)) for n in (*seeds[:1], *seeds[1:][-1:])] or ["no"]
+    between = " or " if seeds and seeds[-1] - seeds[0] == 1 else " to "
+    return f"{between.join(told)} training seed{'s' * (told != ['one'])}"
 
 
 def signed(value: float, unit: str, width: float = math.inf) -> str:

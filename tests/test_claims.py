@@ -229,12 +229,26 @@ def test_a_table_of_claims_fits_a_page(assess: Any) -> None:
     assert sorted(filter(None, links)) == [[table["id"][0]], ["more"]], "an address each"
     assert all("{term}`" in line for line in both[4:])
     one = tables.assessed(table[table["model"] == "m"], "toy", "primary")
-    assert "(2 training seeds)" in one.splitlines()[0]
+    assert "(two training seeds)" in one.splitlines()[0]
     assert " seeds |" not in one
     assert "{term}" not in one
     row = table.iloc[0]
     told = f"{row['first']} against {row['second']}: {tables.word('toy', row['estimand'])}; "
     assert f'<span class="beneath">{told}' in one
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [
+        ((1,), "one training seed"),
+        ((), "no training seeds"),
+        ((3,), "three training seeds"),
+        ((1, 2), "one or two training seeds"),
+        ((1, 2, 4), "one to 4 training seeds"),
+    ],
+)
+def test_unequal_numbers_of_seeds_are_told_by_both_ends(seeds: tuple[int, ...], told: str) -> None:
+    assert tables.trained(*seeds) == told
 
 
 def test_recorded_verdicts_are_those_of_todays_runs(
