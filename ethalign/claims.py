@@ -62,11 +62,13 @@ class Contrast(NamedTuple):
     """A claim in numbers, for one model and seed.
 
     ``statistic`` of the arrays is first minus second; the arrays share their first axis, the
-    items; ``groups`` (items,) says which are near-copies of each other and resampled together.
+    ``items`` (items,), by name; ``groups`` (items,) says which are near-copies of each other and
+    resampled together.
     """
 
     statistic: Callable[..., Any]
     arrays: tuple[NDArray[Any], ...]
+    items: NDArray[Any]
     groups: NDArray[Any] | None = None
 
 
@@ -222,9 +224,7 @@ def tested(
     ``side`` is 1 where they lean for the claim, -1 against it, 0 where nothing could be compared.
     """
     contrasts = [owner.claims(claim, parts) for parts in seeds.values()] if owner.claims else []
-    made = [c for c in contrasts if c is not None and len(c.arrays[0])]
-    # Seeds are averaged over the same items; one that was run on more or fewer stands aside.
-    made = [c for c in made if len(c.arrays[0]) == len(made[0].arrays[0])]
+    made = _aligned([c for c in contrasts if c is not None and len(c.items)])
     if not made:
         nothing = dict.fromkeys(("difference", "low", "high", "p", "detectable"), math.nan)
         return {**nothing, "n": 0, "seeds": 0, "side": 0}
@@ -234,8 +234,35 @@ def tested(
     )
     p, side = decide(claim, found.draws)
     estimate = {"difference": found.value, "low": found.low, "high": found.high, "p": p}
-    more = {"detectable": found.detectable, "n": len(first.arrays[0]), "seeds": len(made)}
+    more = {"detectable": found.detectable, "n": len(first.items), "seeds": len(made)}
     return {**estimate, **more, "side": side}
+
+
+def _aligned(seeds: list[Contrast]) -> list[Contrast]:
+    """The contrasts of several seeds on the same items in one order, to be drawn together.
+
+    Seeds tune on different rows, and give reasons and answers to different items. Those that a
+    seed lacks take a place among its own, and its statistic passes over them.
+    """
+    if all(np.array_equal(c.items, seeds[0].items) for c in seeds):
+        return seeds
+    items = pd.Index(np.concatenate([c.items for c in seeds])).unique()
+    grouped = [pd.Series(c.groups, c.items) for c in seeds if c.groups is not None]
+    known = pd.concat(grouped).to_dict() if grouped else {}
+    groups = np.array([str(known.get(item, item)) for item in items]) if known else None
+    found = []
+    for own in seeds:
+        places = pd.Index(own.items).get_indexer(items)
+        arrays = (places >= 0, *(array[places] for array in own.arrays))
+        of = functools.partial(_of_those, own.statistic)
+        found.append(Contrast(of, arrays, items.to_numpy(), groups))
+    return found
+
+
+def _of_those(
+    statistic: Callable[..., Any], kept: NDArray[np.bool_], *arrays: NDArray[Any]
+) -> Any:
+    return statistic(*(array[kept] for array in arrays)) if kept.any() else math.nan
 
 
 def decide(claim: Claim, draws: NDArray[np.float64]) -> tuple[float, int]:

@@ -3,7 +3,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ def contrast(claim: claims.Claim, parts: Mapping[str, pd.DataFrame]) -> claims.C
     if not {claim.first, claim.second} <= {*parts}:
         return None
     right = tuple(parts[v]["right"].to_numpy(bool) for v in (claim.first, claim.second))
-    return claims.Contrast(lambda a, b: a.mean() - b.mean(), right)
+    return claims.Contrast(
+        lambda a, b: a.mean() - b.mean(), right, parts[claim.first]["id"].to_numpy()
+    )
 
 
 @pytest.fixture
@@ -110,6 +112,57 @@ def test_seeds_are_taken_together_and_what_has_a_model_of_its_own_stands_beside(
     assert found.loc["b-beats-a", "difference"] == pytest.approx(0.125)
     assert found.loc["beside", "seeds"] == 1
     assert list(found["model"]) == ["m", "m"]
+
+
+def test_seeds_are_aligned_by_their_items_and_not_by_their_places(
+    assess: Any, tmp_path: Path
+) -> None:
+    """Seeds tune on different rows, so that a stratum such as *rows tuned on* differs."""
+    rng = np.random.default_rng(0)
+    right = {
+        f"m/{name}/{seed}": [int(u < p) for u in rng.random(40)]
+        for name, p in (("A", 0.3), ("B", 0.6))
+        for seed in (0, 1)
+    }
+    found = [assess([{}], right)]
+    changes: list[Callable[[pd.DataFrame], pd.DataFrame]] = [
+        lambda rows: rows[::-1],
+        lambda rows: rows.assign(id=rows["id"] + 40),
+        lambda rows: rows[:30].assign(id=rows["id"] + 20),
+    ]
+    for change in changes:
+        for name in ("A", "B"):
+            rows = pd.DataFrame({"id": range(40), "right": right[f"m/{name}/1"]})
+            file = tmp_path / "home" / "m" / name / "1" / "predictions.jsonl"
+            records.write(file, change(rows))
+        found.append(claims.assess("toy", {"mine": tmp_path / "home"}))
+    same, turned, others, fewer = (table.iloc[0] for table in found)
+    pd.testing.assert_series_equal(turned, same, check_names=False, rtol=1e-9)
+    assert (same["n"], others["n"], fewer["n"]) == (40, 80, 50)
+    assert others["seeds"] == fewer["seeds"] == 2
+    assert others["difference"] == pytest.approx(same["difference"])
+    b, a = ([np.mean(right[f"m/{k}/{s}"][: 40 - 10 * s]) for s in (0, 1)] for k in "BA")
+    assert fewer["difference"] == pytest.approx(np.mean(b) - np.mean(a))
+
+
+def test_near_copies_stay_together_where_seeds_have_different_items() -> None:
+    rng = np.random.default_rng(0)
+    alike = np.repeat(rng.random(20) < 0.5, 4)  # four copies of each answer
+    made = [
+        claims.Contrast(lambda a, b: a.mean() - b.mean(), (alike, ~alike), np.arange(80) + shift)
+        for shift in (0, 40)
+    ]
+    copies = [c._replace(groups=c.items // 4) for c in made]
+    ways = {"alone": made, "copies": copies, "one of both": [copies[0], made[1]]}
+    spread = {}
+    for name, seeds in ways.items():
+        owner = study.Study("toy", "", config.Run, (), claims=lambda _, parts: parts["made"])
+        parts: Any = {seed: {"made": found} for seed, found in enumerate(seeds)}
+        row = claims.tested(owner, told(), parts)
+        assert (row["n"], row["seeds"]) == (120, 2)
+        spread[name] = row["high"] - row["low"]
+    assert spread["copies"] > 1.6 * spread["alone"]
+    assert spread["alone"] < spread["one of both"] < spread["copies"]
 
 
 def test_without_any_run_every_claim_is_told_as_not_run(assess: Any) -> None:

@@ -65,17 +65,19 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
 
     # Pairs that share an action are resampled together, if one of both has told them.
     groups = next((both[c].to_numpy() for c in ("group", "group_1") if c in both), None)
+    items = both.index.to_numpy()
     if claim.estimand == "entropy_correlation":
         arrays = pick("entropy_1", "entropy_2", "entropy_votes_1")
-        return Contrast(_correlations, arrays, groups)
+        return Contrast(_correlations, arrays, items, groups)
     if claim.estimand in MORE:
         *scores, relative = MORE[claim.estimand]
         columns = tuple(f"{score}_{side}" for side in (1, 2) for score in scores)
         if not {*columns} <= {*both}:
             return None
-        return Contrast(functools.partial(_more, bool(relative)), pick(*columns), groups)
+        of = functools.partial(_more, bool(relative))
+        return Contrast(of, pick(*columns), items, groups)
     loss = LOSSES[claim.estimand]
-    return Contrast(_gap, pick(f"{loss}_1", f"{loss}_2"), groups)
+    return Contrast(_gap, pick(f"{loss}_1", f"{loss}_2"), items, groups)
 
 
 def _predictions(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:

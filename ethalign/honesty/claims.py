@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,13 +61,14 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
         return None
     if tables[0].empty:  # such as requests, of which a run may ask for none
         return None
+    items = tables[0].index.to_numpy()
     if claim.estimand in ("correct", "idk", "accuracy"):
         hits = [t["verdict"] == "idk" if claim.estimand == "idk" else t["correct"] for t in pair]
         of = _ratio if claim.estimand == "accuracy" else _mean
-        return Contrast(of, tuple(hit.to_numpy(bool) for hit in hits))
+        return Contrast(of, tuple(hit.to_numpy(bool) for hit in hits), items)
     if claim.estimand == "fit":
         sums = [t[key].to_numpy(float) for t in pair for key in ("nll", "tokens")]
-        return Contrast(_fit, tuple(sums))
+        return Contrast(_fit, tuple(sums), items)
     if claim.estimand in ("auroc", "augrc"):
         kept = np.logical_and(*((t["verdict"] != "idk").to_numpy() for t in pair))
         if kept.sum() < LEAST:
@@ -77,17 +79,18 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
         return Contrast(
             lambda k, a, b, c, d: area(a[k], b[k]) - area(c[k], d[k]) if k.any() else math.nan,
             (kept, *arrays[0], *arrays[1]),
+            items,
         )
     knowns = [(t["verdict"] == "correct").to_numpy() for t in before]
     if min(min(known.sum(), (~known).sum()) for known in knowns) < LEAST:
         return None
     if claim.estimand == "honesty":
-        return Contrast(_gap, tuple(coded(list(t["verdict"])) for t in tables))
+        return Contrast(_gap, tuple(coded(list(t["verdict"])) for t in tables), items)
     if any("refusal" not in t for t in pair):
         return None
     rank = equal_honesty if claim.estimand == "honesty_equal" else _told_apart
     refusals = (t["refusal"].to_numpy(float) for t in pair)
-    return Contrast(lambda j, k, one, two: rank(one, j) - rank(two, k), (*knowns, *refusals))
+    return Contrast(functools.partial(_ranks, rank), (*knowns, *refusals), items)
 
 
 def _rows(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
@@ -117,6 +120,10 @@ def _area(confidence: Any, right: Any) -> float:
 
 def _gap(before_first: Any, before_second: Any, first: Any, second: Any) -> float:
     return honesty_of(before_first, first) - honesty_of(before_second, second)
+
+
+def _ranks(rank: Any, known: Any, known_to_second: Any, first: Any, second: Any) -> float:
+    return float(rank(first, known) - rank(second, known_to_second))
 
 
 def _told_apart(refusal: Any, known: Any) -> float:

@@ -48,14 +48,14 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
     if first is None or second is None:
         return None
     both = first.merge(second, on=["dataset", "id"], suffixes=("_1", "_2"))
-    gold = both["gold_1"].to_numpy()
+    gold, items = both["gold_1"].to_numpy(), (both["dataset"] + " " + both["id"]).to_numpy(str)
     groups = both["family_1"].to_numpy() if "family_1" in both else None
     if claim.estimand == "auc":
         if not all("logp_ethical" in side for side in (first, second)):
             return None
         ranks = (scores.margins(t.set_index("id").loc[both["id"]]) for t in (first, second))
         arrays = (*ranks, gold == "unethical")
-        return Contrast(lambda a, b, y: metrics.auroc(a, y) - metrics.auroc(b, y), arrays, groups)
+        return Contrast(_auc_gap, arrays, items, groups)
     names = RIGHT | MISALIGNED
     columns = [f"{names[claim.estimand]}_{k}" for k in (1, 2)]
     if not {*columns} <= {*both}:
@@ -63,11 +63,16 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
     if claim.estimand in MISALIGNED:
         # What argues for nothing is no reason (older records call it misaligned).
         known = both[["argues_for_1", "argues_for_2"]].notna().all(axis=1).to_numpy()
-        both, groups = both[known], None if groups is None else groups[known]
+        both, items = both[known], items[known]
+        groups = None if groups is None else groups[known]
         sides = (both[column].to_numpy(bool) for column in columns)
     else:
         sides = ((both[column] == gold).to_numpy(bool) for column in columns)
-    return Contrast(lambda a, b: a.mean() - b.mean(), tuple(sides), groups)
+    return Contrast(lambda a, b: a.mean() - b.mean(), tuple(sides), items, groups)
+
+
+def _auc_gap(first: Any, second: Any, unethical: Any) -> float:
+    return metrics.auroc(first, unethical) - metrics.auroc(second, unethical)
 
 
 def _answers(claim: Claim, parts: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
