@@ -188,7 +188,9 @@ def _ask(path: str, arguments: list[str]) -> int | None:
 
     A signal that ended the fork ends this process as well.
     """
-    parent, kinds = os.getppid(), {signal.SIGINT, signal.SIGTERM}
+    parent, heard = os.getppid(), (signal.SIGINT, signal.SIGTERM)
+    # A command in the background of a script hears no Ctrl-C.
+    kinds = {kind for kind in heard if signal.getsignal(kind) is not signal.SIG_IGN}
     passed: list[int] = []
 
     def pass_on(number: int, _: object) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pages
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 
 from ethalign import config, models, study
 from ethalign.config import ROOT
@@ -23,6 +24,10 @@ from ethalign.config import ROOT
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Two layers of 32 are too small to share; threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # Files that take minutes. They are begun first, so that no worker has one alone at the end.
 LONG = ("built", "pipeline", "notebooks", "study", "dependence", "markers", "endpoint")

@@ -45,7 +45,6 @@ def test_probabilities_of_all_vote_sequences_sum_to_one(alpha: list[float], n: i
 
 
 @given(counts=COUNTS, alpha=ALPHA)
-@settings(deadline=None)
 def test_scores_are_scipys(counts: Counts, alpha: list[float]) -> None:
     p, voted = np.array(alpha) / sum(alpha), counts[counts.sum(1) > 0]
     n = counts.sum(1)
@@ -207,7 +206,7 @@ def test_one_class_only_has_a_ceiling_all_the_same() -> None:
 
 
 @given(t=st.floats(0.3, 3))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_temperature_undoes_a_known_scaling(t: float) -> None:
     z = np.random.default_rng(0).normal(size=(300, 2))
     h = np.exp(z) / np.exp(z).sum(1, keepdims=True)
@@ -232,7 +231,6 @@ def test_calibration_error_by_hand() -> None:
 
 @pytest.mark.parametrize("stated", [False, True])
 @given(seed=st.integers(0, 999), n=st.integers(1, 60), bins=st.integers(1, 15))
-@settings(deadline=None)
 def test_calibration_error_is_that_of_sklearns_curve(
     stated: bool, seed: int, n: int, bins: int
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -73,7 +73,6 @@ def test_lengths_must_match() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
-@settings(deadline=None)
 def test_macro_f1_is_sklearns_with_and_without_classes_that_are_never_gold(
     pairs: list[tuple[int, int]],
 ) -> None:
@@ -102,7 +101,6 @@ def test_kappa_by_hand() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), max_size=40))
-@settings(deadline=None)
 def test_kappa_is_agreement_beyond_chance(pairs: list[tuple[str, str]]) -> None:
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     n = len(pairs)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -39,10 +40,20 @@ def served(tmp_path: Path) -> Iterator[dict[str, str]]:
         assert not path.parent.exists(), "nothing is left of it"
 
 
-def start(environment: dict[str, str], word: str, folder: Path) -> subprocess.Popen[str]:
+def start(
+    environment: dict[str, str], word: str, folder: Path, interrupts: Any = signal.SIG_DFL
+) -> subprocess.Popen[str]:
+    """The module; ``interrupts`` as whoever started the tests may have set them otherwise."""
     call = [sys.executable, "-m", "ethalign.warm", "program", word]
-    out = subprocess.PIPE
-    return subprocess.Popen(call, stdout=out, stderr=out, text=True, cwd=folder, env=environment)
+    return subprocess.Popen(
+        call,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts),
+    )
 
 
 def test_a_fork_is_the_module_with_all_that_its_caller_gives_it(
@@ -102,6 +113,24 @@ def test_what_ends_the_caller_ends_the_fork_and_both_as_the_plain_command(
         assert ("KeyboardInterrupt" in error) == (kind == signal.SIGINT)
         psutil.wait_procs([fork], timeout=20)
         assert not fork.is_running()
+
+
+def test_what_hears_no_interrupt_hears_none_in_a_fork(
+    served: dict[str, str], tmp_path: Path
+) -> None:
+    """A shell without job control starts what stands before an ampersand so."""
+    plain = {k: v for k, v in served.items() if k != warm.SOCKET}
+    for environment in (plain, served):
+        child = start(environment, "wait", tmp_path, signal.SIG_IGN)
+        assert child.stdout is not None
+        for _ in range(2):
+            child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        child.send_signal(signal.SIGTERM)
+        _, error = child.communicate(timeout=20)
+        assert child.returncode == -signal.SIGTERM
+        assert "KeyboardInterrupt" not in error
 
 
 def test_the_fork_of_a_process_that_died_does_not_outlive_it(

@@ -48,7 +48,8 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
     if first is None or second is None:
         return None
     both = first.merge(second, on=["dataset", "id"], suffixes=("_1", "_2"))
-    gold, items = both["gold_1"].to_numpy(), (both["dataset"] + " " + both["id"]).to_numpy(str)
+    gold = both["gold_1"].to_numpy()
+    items = (both["dataset"] + " " + both["id"].astype(str)).to_numpy(str)
     groups = both["family_1"].to_numpy() if "family_1" in both else None
     if claim.estimand == "auc":
         if not all("logp_ethical" in side for side in (first, second)):

@@ -100,7 +100,5 @@ def test_what_reads_files_takes_any_bytes(
                 raise
         assert "\n" not in said
 
-    slow = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    settings(max_examples=cases, deadline=None, suppress_health_check=slow)(
-        given(CONTENT)(provoke)
-    )()
+    shared = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    settings(max_examples=cases, suppress_health_check=shared)(given(CONTENT)(provoke))()
