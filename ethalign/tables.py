@@ -303,25 +303,25 @@ def span(value: float, low: float, high: float, unit: str) -> str:
 def assessed(table: pd.DataFrame, name: str, family: str, *, links: bool = False) -> str:
     """Claims of a family in Markdown, as a page shows them, below their heading.
 
-    What is compared, by which measure and on which data, stands below the claim, so that the
-    table is no wider than a page. ``links``: verdicts lead to the glossary, and each claim has an
-    address that lasts; of several models the first row has it.
+    What is compared, by which measure, on which data and with how many seeds, if they differ,
+    stands below the claim, so that the table is no wider than a page. ``links``: verdicts lead to
+    the glossary, and each claim has an address that lasts; of several models the first row has it.
     """
     told = claims(table, name, family)
     beneath = told["compared"] + ": " + told["measure"] + "; " + told["data"]
+    known = {*told["seeds"]} - {""}
+    if len(known) > 1:
+        beneath += told["seeds"].map(lambda n: n and f"; {trained(int(n))}")
     # A phone shows little more of a row than its claim.
     for key in told.columns.intersection(["model", "run"]):
         beneath += ' <span class="apart">' + told[key] + "</span>"
     told["claim"] += ' <span class="beneath">' + beneath + "</span>"
-    told = told.drop(columns=["compared", "measure", "data"])
+    told = told.drop(columns=["compared", "measure", "data", "seeds"])
     if links:
         told["verdict"] = told["verdict"].map(term)
         ids = _of_family(table, family)["id"]
         link = '<a id="claim-{0}" href="#claim-{0}" title="Link to {0}">#</a> '.format
         told["claim"] = ids.map(link).where(~ids.duplicated(), "").to_numpy() + told["claim"]
-    known = {*told["seeds"]} - {""}
-    if len(known) < 2:
-        told = told.drop(columns="seeds")
     rows = told.to_numpy().tolist()
     above = heading(name, family, known.pop() if len(known) == 1 else "")
     return above + markdown([*told.columns], rows)

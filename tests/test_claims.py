@@ -270,20 +270,22 @@ def test_a_page_shows_every_claim_with_its_interval_and_verdict(assess: Any) -> 
 
 
 def test_a_table_of_claims_fits_a_page(assess: Any) -> None:
-    """What is compared stands below the claim; a number of seeds that all share, above."""
+    """What is compared stands below the claim; a number of seeds that all share, above all."""
     rows = {f"m/{v}/{s}": [1] * 20 + [0] * 80 for v in "AB" for s in (0, 1)}
     table = assess([{}, {"id": "more"}], {**rows, "n/A/0": [1] * 100, "n/B/0": [0] * 100})
     both = tables.assessed(table, "toy", "primary", links=True).splitlines()
     assert both[0] == f"**{tables.WORDS['primary'].capitalize()}**", "seeds differ"
     heads = [head.strip() for head in both[2].strip("|").split("|")]
-    expected = ["claim", "verdict", "for the claim", "model", "detectable", "items", "seeds"]
+    expected = ["claim", "verdict", "for the claim", "model", "detectable", "items"]
     assert heads == [*expected, "p, corrected"]
+    beneath = [re.findall(r"; (\w+ training seeds?) <span", line) for line in both[4:]]
+    assert sorted(beneath) == [["one training seed"]] * 2 + [["two training seeds"]] * 2
     links = [re.findall(r'id="claim-([\w-]+)"', line) for line in both[4:]]
     assert sorted(filter(None, links)) == [[table["id"][0]], ["more"]], "an address each"
     assert all("{term}`" in line for line in both[4:])
     one = tables.assessed(table[table["model"] == "m"], "toy", "primary")
     assert "(two training seeds)" in one.splitlines()[0]
-    assert " seeds |" not in one
+    assert "training seeds <" not in one
     assert "{term}" not in one
     row = table.iloc[0]
     told = f"{row['first']} against {row['second']}: {tables.word('toy', row['estimand'])}; "
