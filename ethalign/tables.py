@@ -71,7 +71,7 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
         "question": owner.question,
         "answer": answer(name),
         "tally": tally(name),
-        "seeds": trained(*sorted({*seeds})),
+        "seeds": trained(*seeds),
         **{key: word(name, model) for key, model in ends.items()},
         **more,
     }
@@ -218,11 +218,12 @@ def heading(name: str, family: str, seeds: str = "") -> str:
 
 
 def trained(*seeds: int) -> str:
-    """How many seeds were trained, in words; of unequal numbers, in order, the first and last."""
-    words = {1: "one", 2: "two", 3: "three"}
-    told = [words.get(n, str(n)) for n in (*seeds[:1], *seeds[1:][-1:])] or ["no"]
-    between = " or " if seeds and seeds[-1] - seeds[0] == 1 else " to "
-    return f"{between.join(told)} training seed{'s' * (told != ['one'])}"
+    """How many seeds were trained, in words; of unequal numbers, the least and the greatest."""
+    words = {0: "no", 1: "one", 2: "two", 3: "three"}
+    ends = sorted({min(seeds, default=0), max(seeds, default=0)})
+    between = " or " if ends[-1] - ends[0] == 1 else " to "
+    told = between.join(words.get(n, str(n)) for n in ends)
+    return f"{told} training seed{'s' * (ends != [1])}"
 
 
 def signed(value: float, unit: str, width: float = math.inf) -> str:

@@ -299,7 +299,7 @@ def test_a_table_of_claims_fits_a_page(assess: Any) -> None:
         ((), "no training seeds"),
         ((3,), "three training seeds"),
         ((1, 2), "one or two training seeds"),
-        ((1, 2, 4), "one to 4 training seeds"),
+        ((2, 4, 1), "one to 4 training seeds"),
     ],
 )
 def test_unequal_numbers_of_seeds_are_told_by_both_ends(seeds: tuple[int, ...], told: str) -> None:

@@ -40,6 +40,11 @@ def served(tmp_path: Path) -> Iterator[dict[str, str]]:
         assert not path.parent.exists(), "nothing is left of it"
 
 
+def alone(environment: dict[str, str]) -> dict[str, str]:
+    """The same without the server, for the plain command."""
+    return {key: value for key, value in environment.items() if key != warm.SOCKET}
+
+
 def start(
     environment: dict[str, str], word: str, folder: Path, interrupts: Any = signal.SIG_DFL
 ) -> subprocess.Popen[str]:
@@ -76,8 +81,7 @@ def test_a_fork_is_the_module_with_all_that_its_caller_gives_it(
 
 def test_without_a_server_it_is_the_plain_command(served: dict[str, str], tmp_path: Path) -> None:
     for gone in ({}, {warm.SOCKET: str(tmp_path / "none")}):
-        plain = {k: v for k, v in served.items() if k != warm.SOCKET} | gone
-        child = start(plain, "4", tmp_path)
+        child = start(alone(served) | gone, "4", tmp_path)
         out, _ = child.communicate()
         assert out.split()[0] == str(os.getpid())
         assert "False ['4']" in out
@@ -99,13 +103,12 @@ def test_a_kernel_is_a_fork_only_where_there_is_a_server(monkeypatch: pytest.Mon
 def test_what_ends_the_caller_ends_the_fork_and_both_as_the_plain_command(
     served: dict[str, str], tmp_path: Path, kind: signal.Signals
 ) -> None:
-    plain = {k: v for k, v in served.items() if k != warm.SOCKET}
-    for environment in (plain, served):
+    for environment in (alone(served), served):
         child = start(environment, "wait", tmp_path)
         assert child.stdout is not None
         child.stdout.readline()
         number = int(child.stdout.readline())
-        assert (number == child.pid) == (environment is plain)
+        assert (number == child.pid) == (warm.SOCKET not in environment)
         fork = psutil.Process(number)
         child.send_signal(kind)
         _, error = child.communicate(timeout=20)
@@ -119,8 +122,7 @@ def test_what_hears_no_interrupt_hears_none_in_a_fork(
     served: dict[str, str], tmp_path: Path
 ) -> None:
     """A shell without job control starts what stands before an ampersand so."""
-    plain = {k: v for k, v in served.items() if k != warm.SOCKET}
-    for environment in (plain, served):
+    for environment in (alone(served), served):
         child = start(environment, "wait", tmp_path, signal.SIG_IGN)
         assert child.stdout is not None
         for _ in range(2):

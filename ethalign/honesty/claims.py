@@ -73,14 +73,10 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
         kept = np.logical_and(*((t["verdict"] != "idk").to_numpy() for t in pair))
         if kept.sum() < LEAST:
             return None
-        # Seeds decline different questions: all are kept, so that they are resampled together.
-        arrays = [(t["logp"].to_numpy(float), t["verdict"].eq("correct").to_numpy()) for t in pair]
+        sides = [(t["logp"].to_numpy(float), t["verdict"].eq("correct").to_numpy()) for t in pair]
         area = metrics.auroc if claim.estimand == "auroc" else _area
-        return Contrast(
-            lambda k, a, b, c, d: area(a[k], b[k]) - area(c[k], d[k]) if k.any() else math.nan,
-            (kept, *arrays[0], *arrays[1]),
-            items,
-        )
+        arrays = tuple(array[kept] for side in sides for array in side)
+        return Contrast(lambda a, b, c, d: area(a, b) - area(c, d), arrays, items[kept])
     knowns = [(t["verdict"] == "correct").to_numpy() for t in before]
     if min(min(known.sum(), (~known).sum()) for known in knowns) < LEAST:
         return None
