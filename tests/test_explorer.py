@@ -93,13 +93,14 @@ def test_committed_predictions_are_packed_as_they_are() -> None:
     found = explorer.pack(study.find("reasons"), home, explorer.predictions(home))
     assert found["words"] == []
     # What is no language model has one file for all of its predictors.
-    kept: dict[tuple[str, ...], dict[str, Any]] = {}
+    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
     for path in home.glob("*/*/*/predictions.jsonl"):
         for row in records.read_rows(path):
             variant = row.get("variant", path.parent.parent.name)
-            kept.setdefault((path.parents[2].name, variant), {})[row["id"]] = row
+            run = path.parents[2].name, int(path.parent.name), variant
+            kept.setdefault(run, {})[row["id"]] = row
     for predictor in found["predictors"]:
-        own = kept.pop((predictor["model"], predictor["variant"]))
+        own = kept.pop((predictor["model"], predictor["seed"], predictor["variant"]))
         for k, name in enumerate(found["names"]):
             if name not in own:
                 assert predictor["verdict"][k] is None
