@@ -178,7 +178,7 @@ def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
             tables = {"": {}}
         rows += [
             {**{key: getattr(claim, key) for key in (*TOLD, "unit")}, "run": run, "model": model}
-            | tested(owner, claim, seeds)
+            | tested(owner, claim, _beside(claim, seeds, home / model))
             for model, seeds in tables.items()
             for claim in declared(name)
         ]
@@ -214,6 +214,20 @@ def _parts(owner: study.Study, home: Path) -> dict[str, dict[int, dict[str, pd.D
         model: {seed: {**beside.get(seed, {}), **tables} for seed, tables in seeds.items()}
         for model, seeds in found.items()
     }
+
+
+def _beside(
+    claim: Claim, seeds: Mapping[int, Mapping[str, pd.DataFrame]], home: Path
+) -> dict[int, Mapping[str, pd.DataFrame]]:
+    """What a claim is tested on; a model as it is has no training seed, and stands beside each."""
+    pair = {claim.first, claim.second}
+    own: dict[str, pd.DataFrame] = {}
+    for seed, parts in seeds.items():
+        for name in pair & {*parts}:
+            made = home / name / str(seed) / "config.yaml"
+            if made.is_file() and not config.read_yaml(made)["tuning"]["enabled"]:
+                own.setdefault(name, parts[name])
+    return {seed: {**own, **parts} if pair & {*parts} else parts for seed, parts in seeds.items()}
 
 
 def tested(

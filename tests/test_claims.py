@@ -114,6 +114,22 @@ def test_seeds_are_taken_together_and_what_has_a_model_of_its_own_stands_beside(
     assert list(found["model"]) == ["m", "m"]
 
 
+def test_a_model_as_it_is_stands_beside_every_seed_of_another(assess: Any, tmp_path: Path) -> None:
+    a, b, c = ([int(u < p) for u in np.random.default_rng(0).random(40)] for p in (0.3, 0.5, 0.8))
+    for place, tuned in (("A/0", False), ("B/0", True), ("B/1", True)):
+        made = tmp_path / "home" / "m" / place / "config.yaml"
+        made.parent.mkdir(parents=True)
+        made.write_text(yaml.safe_dump({"tuning": {"enabled": tuned}}))
+    entries = [{}, {"id": "alone", "first": "A"}, {"id": "c", "second": "C"}]
+    rows = {"m/A/0": a, "m/B/0": b, "m/B/1": c, "m/C/0": a}
+    found = assess(entries, rows).set_index("id")
+    assert found["seeds"].to_dict() == {"b-beats-a": 2, "alone": 1, "c": 1}
+    assert found.loc["b-beats-a", "difference"] == pytest.approx(np.mean(b + c) - np.mean(a))
+    made = tmp_path / "home" / "m" / "A" / "0" / "config.yaml"
+    made.write_text(yaml.safe_dump({"tuning": {"enabled": True}}))
+    assert assess(entries, rows).set_index("id").loc["b-beats-a", "seeds"] == 1
+
+
 def test_seeds_are_aligned_by_their_items_and_not_by_their_places(
     assess: Any, tmp_path: Path
 ) -> None:
