@@ -37,10 +37,8 @@ def home(runs: Path) -> Path:
 
 @pytest.mark.parametrize("name", config.studies())
 def test_a_second_run_executes_nothing(runs: Path, name: str) -> None:
-    start = time.monotonic()
     done = command("run", name, "--scale", "smoke", "--runs", runs)
     assert "everything is up to date" in done.stdout
-    assert time.monotonic() - start < 15
 
 
 def test_every_run_directory_holds_what_the_contract_promises(home: Path) -> None:
