@@ -185,6 +185,37 @@ def test_rows_are_searched_and_filtered(page: Page) -> None:
 
 
 @needs_chromium
+def test_seeds_of_a_variant_stand_side_by_side(
+    home: Path, owner: study.Study, browser: BrowserContext, tmp_path: Path
+) -> None:
+    tables = explorer.predictions(home)
+    again = tables["a-model", 0, "LR"].replace({"verdict": {"unethical": "ethical"}})
+    found = explorer.pack(owner, home, tables | {("a-model", 1, "LR"): again})
+    source, script = tmp_path / "data.js", (ROOT / "book/_static/explorer.js").read_text()
+    source.write_text(explorer.script("reasons", found))
+    block = explorer.block("reasons", "Two seeds", found, source.as_uri())
+    (tmp_path / "page.html").write_text(f"<body>{block}<script>{script}</script></body>")
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector("section[data-ready]")
+
+    def columns() -> list[str]:
+        heads = page.locator(".explorer-rows thead th").all_inner_texts()
+        return [head for head in heads if head.startswith("L")]
+
+    assert columns() == ["L", "LR"], "the first seed of each to begin with"
+    seeds = page.get_by_role("group", name="Training seeds")
+    seeds.get_by_label("1").check()
+    assert columns() == ["L, seed 0", "LR, seed 0", "LR, seed 1"]
+    page.get_by_label("L", exact=True).uncheck()
+    page.get_by_label("disagreement").select_option("predictors differ")
+    assert items(page) == ["item-42"]
+    seeds.get_by_label("0").uncheck()
+    assert columns() == ["LR"]
+    page.close()
+
+
+@needs_chromium
 def test_rows_are_sorted_by_keyboard(page: Page) -> None:
     head = page.get_by_role("columnheader", name="LR", exact=True)
     assert head.get_attribute("aria-sort") == "none"

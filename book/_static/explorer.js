@@ -37,7 +37,8 @@
     const table = root.querySelector("table");
     const state = {
       query: "", chosen: {}, said: "", agree: "", open: false, page: 0, sort: null, down: false,
-      models: new Set([models[0]]), variants: new Set(variants), seed: predictors[0].seed,
+      models: new Set([models[0]]), variants: new Set(variants),
+      seeds: new Set([predictors[0].seed]),
     };
     let rows = [], shown = [];
 
@@ -56,13 +57,16 @@
     /** Columns of the table: a title, the text of a cell, and what it is sorted by. */
     function columns() {
       const several = unique(shown.map((p) => p.model)).length > 1;
+      const again = unique(shown.map((p) => p.seed)).length > 1;
+      const title = (p) =>
+        [p.variant, ...(several ? [p.model] : []), ...(again ? [`seed ${p.seed}`] : [])].join(", ");
       return [
         { title: "item", rank: (k) => names[k] },
         ...fields.map((field) => ({
           title: field.title, text: (k) => value(field, k), rank: (k) => field.codes[k],
         })),
         ...shown.map((p) => ({
-          title: several ? `${p.variant}, ${p.model}` : p.variant,
+          title: title(p),
           text: (k) => `${verdict(p, k)} ${chance(p, k)}`.trim(),
           rank: (k) => p.p[k] ?? p.verdict[k],
           mark: (k) => strange(p, k),
@@ -217,7 +221,7 @@
     /** Take the ticked predictors, and draw everything anew. */
     function settle() {
       shown = predictors.filter((p) =>
-        state.models.has(p.model) && state.variants.has(p.variant) && p.seed === state.seed);
+        state.models.has(p.model) && state.variants.has(p.variant) && state.seeds.has(p.seed));
       state.sort = null;
       heads();
       select();
@@ -265,12 +269,9 @@
       list("some predictor says", [all, ...verdicts.map((v) => [v, v])],
         (picked) => { state.said = picked; }),
       list("disagreement", compare, (picked) => { state.agree = picked; }));
-    if (seeds.length > 1) {
-      controls.append(list("seed", seeds.map((seed) => [seed, seed]),
-        (picked) => { state.seed = Number(picked); settle(); }));
-    }
     if (models.length > 1) controls.append(boxes("Models", models, state.models));
     controls.append(boxes("Variants", variants, state.variants));
+    if (seeds.length > 1) controls.append(boxes("Training seeds", seeds, state.seeds));
     if (flagged.size) {
       const box = make("input", { type: "checkbox" });
       box.addEventListener("change", () => { state.open = box.checked; select(); item(); });
