@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # Shorter openings are not worth a pass of their own.
 SHARED = 8
+#: Batches in a chunk of items: what is scored, or written, in one go, sorted by length, and lost
+#: if it is cut off. In file order a batch would be padded to the longest of any few neighbours.
+BATCHES = 4
 
 
 def choice_logprobs(

@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
-from ethalign import config, models, study
+from ethalign import config, models, scoring, study
 from ethalign.config import ROOT
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -56,6 +56,20 @@ def mirror() -> Path:
 def tiny() -> models.Loaded:
     """The random two-layer model and its byte tokenizer."""
     return models.load(config.Model(id="random-tiny", device="cpu", dtype="float32"))
+
+
+@pytest.fixture
+def padding(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of every batch that a model reads from now on, how many places are padding."""
+    found: list[int] = []
+    pad = scoring.left_pad
+
+    def listen(rows: Sequence[Sequence[int]], *more: Any) -> Any:
+        found.append(sum(max(map(len, rows)) - len(row) for row in rows))
+        return pad(rows, *more)
+
+    monkeypatch.setattr(scoring, "left_pad", listen)
+    return found
 
 
 @pytest.fixture

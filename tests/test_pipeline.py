@@ -366,7 +366,8 @@ import sys, time
 from pathlib import Path
 from ethalign import config, models, records
 from ethalign.reasons import data, evaluate
-run = config.resolve("reasons", "LR", "smoke", overrides={"data.limit_test": 40})
+limits = {"data.limit_test": 40, "evaluation.batch_size": 2}
+run = config.resolve("reasons", "LR", "smoke", overrides=limits)
 loaded = models.load(run.model)
 keep = records.append_rows
 def slow(path, rows):

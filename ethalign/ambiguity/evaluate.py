@@ -81,10 +81,12 @@ def ask(
         ``answered``.
     """
     parts = [data.items(table, part, run.votes.dataset) for part, table in tables.items()]
+    work, size = functools.partial(_answer, run, model), run.evaluation.batch_size
     if isinstance(model, endpoint.Client):
         left = sum(map(len, parts)) - len(records.read_rows(path))
         model.permit(len(orders(run)) * left)
-    work, size = functools.partial(_answer, run, model), run.evaluation.batch_size
+    else:
+        size *= scoring.BATCHES
     rows: Rows = []
     for part in parts:  # one after the other: a batch holds rows of one part
         rows += records.fill(path, part, work, keys=("part", "id"), size=size, what="scoring")

@@ -93,7 +93,7 @@ def ask(run: Run, loaded: Loaded, tests: dict[str, pd.DataFrame], path: Path) ->
         ``refusal``, the log-probability (nats) of declining in the taught words. Requests have
         ``nll`` (nats) and ``tokens`` of their reference response instead.
     """
-    size = knowledge.BATCHES * run.evaluation.batch_size
+    size = scoring.BATCHES * run.evaluation.batch_size
     fill = functools.partial(records.fill, path, keys=KEYS, size=size, what="answering")
     answers = functools.partial(_answers, run, loaded, judges.chosen(run, path.parent))
     rows = fill(inquiries(run, tests), answers)

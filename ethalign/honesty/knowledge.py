@@ -12,15 +12,13 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from ethalign import generation, metrics, models, records, tuning
+from ethalign import generation, metrics, models, records, scoring, tuning
 from ethalign.honesty import data, judges, prompts
 from ethalign.honesty.scores import normalise, reliability
 from ethalign.honesty.settings import Evaluation, Run
 from ethalign.models import Loaded
 from ethalign.study import Rows
 
-# Chunks of several batches, so that prompts of like length share a batch.
-BATCHES = 4
 # The topics of the authors' PKQA.
 TOPICS = (
     "Celebrities & Entertainment News", "Comics & Animation", "Movies", "Music & Audio",
@@ -128,7 +126,7 @@ def greedy(
             for row, t, b, chance in zip(chunk, said, found, other, strict=True)
         ]
 
-    return _fill(path, pool, work, BATCHES * run.evaluation.batch_size, "greedy answers")
+    return _fill(path, pool, work, scoring.BATCHES * run.evaluation.batch_size, "greedy answers")
 
 
 def balanced(answered: pd.DataFrame, rows: int | None, seed: int) -> pd.DataFrame:
@@ -170,7 +168,7 @@ def sample(
             for row, (t, r) in zip(chunk, parts, strict=True)
         ]
 
-    return _fill(path, chosen, work, BATCHES * size, "samples")
+    return _fill(path, chosen, work, scoring.BATCHES * size, "samples")
 
 
 def _fill(path: Path, frame: pd.DataFrame, work: Any, size: int, what: str) -> pd.DataFrame:

@@ -64,7 +64,7 @@ def threshold(run: Run, loaded: models.Loaded, path: Path, most: int) -> float:
     """
     items = _items(data.spare(run).assign(dataset="train"), run.prompt.target == "reason-label")
     work = functools.partial(_answer, run, loaded, most, None)
-    size, what = run.evaluation.batch_size, "threshold"
+    size, what = scoring.BATCHES * run.evaluation.batch_size, "threshold"
     found = pd.DataFrame(records.fill(path, items, work, keys=("id",), size=size, what=what))
     return float(np.quantile(scores.margins(found), (found["gold"] == "ethical").mean()))
 
@@ -92,7 +92,8 @@ def ask(
         ``written`` also ``generated, text_verdict`` (parsed from it, or null), ``reason`` and
         ``cut`` (it had no room to end).
     """
-    work, size = functools.partial(_answer, run, loaded, most, border), run.evaluation.batch_size
+    work = functools.partial(_answer, run, loaded, most, border)
+    size = scoring.BATCHES * run.evaluation.batch_size
     sample = run.evaluation.limit_generate if run.evaluation.generate else 0
     rows: Rows = []
     for name, test in tests.items():
@@ -132,7 +133,7 @@ def _answer(run: Run, loaded: models.Loaded, most: int, border: float | None, it
             before = f" {reason}" if reason else ""
             asked[k] += before + prompts.TEMPLATES[settings.template].verdict
     logp = scoring.choice_logprobs(
-        loaded.model, tokenizer, asked, prompts.CHOICES, batch_size=len(items)
+        loaded.model, tokenizer, asked, prompts.CHOICES, batch_size=run.evaluation.batch_size
     )
     for row, pair in zip(rows, logp, strict=True):
         values = zip(prompts.LABELS, pair, strict=True)
@@ -156,7 +157,8 @@ def _write(
 ) -> list[tuple[str, bool]]:
     """Texts of at most (and at least) so many tokens, and whether they had no room to end."""
     how: Any = {"temperature": run.evaluation.temperature, "seed": run.seed}
-    how |= {"max_new_tokens": most, "min_new_tokens": least, "batch_size": max(1, len(asked))}
+    how |= {"max_new_tokens": most, "min_new_tokens": least}
+    how |= {"batch_size": run.evaluation.batch_size}
     if run.tuning.enabled and not run.tuning.append_eos:
         how["stop"] = "\n"  # such a model has not learnt where its answer ends
     found = generation.write(loaded.model, loaded.tokenizer, asked, **how)

@@ -56,10 +56,22 @@ def test_swapping_a_pair_swaps_its_numbers(tiny: Loaded, tmp_path: Path) -> None
     )
 
 
+def test_pairs_of_like_length_share_a_batch(
+    tiny: Loaded, tmp_path: Path, padding: list[int]
+) -> None:
+    """Short and long ones in turns, as they may stand in a file."""
+    run = resolved("zero-shot", evaluation__batch_size=2)
+    test = data.tests(run)["test"][:8]
+    texts = ["lying", "telling an old friend what somebody else said in confidence"] * 4
+    uneven = test.assign(first=texts, second=texts)
+    evaluate.ask(run, tiny, {"test": uneven}, tmp_path / "p.jsonl")
+    assert sum(padding) == 0
+
+
 def test_interrupted_scoring_resumes_without_losing_or_repeating(
     tiny: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = resolved("zero-shot")
+    run = resolved("zero-shot", evaluation__batch_size=1)
     whole = evaluate.ask(run, tiny, data.tests(run), tmp_path / "whole.jsonl")
     path = tmp_path / "cut.jsonl"
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)

@@ -155,10 +155,22 @@ def test_answers_are_written_in_whole_batches(
         return write(model, tokenizer, asked, **how)
 
     monkeypatch.setattr(generation, "write", listen)
-    overrides = {"evaluation.limit_generate": 5, "evaluation.batch_size": 4, "data.cross": False}
+    overrides = {"evaluation.limit_generate": 5, "evaluation.batch_size": 1, "data.cross": False}
     run = resolved(overrides=overrides)
     evaluate.ask(run, tiny, data.tests(run), tmp_path / "p.jsonl", 8, 0.0)
-    assert [size for size in sizes if size] == [4, 4, 1, 1], "verdicts and reasons, by batch"
+    assert [size for size in sizes if size] == [4, 4, 1, 1], "verdicts and reasons, by chunk"
+
+
+def test_statements_of_like_length_share_a_batch(
+    tmp_path: Path, tiny: models.Loaded, padding: list[int]
+) -> None:
+    """Short and long ones in turns, as they may stand in a file."""
+    run = resolved(overrides={"evaluation.generate": False, "evaluation.batch_size": 2})
+    name, test = next(iter(data.tests(run).items()))
+    texts = ["I lied.", "I told an old friend what somebody else had said in confidence."] * 4
+    uneven = test[:8].assign(statement=texts)
+    evaluate.ask(run, tiny, {name: uneven}, tmp_path / "p.jsonl", 8, 0.0)
+    assert sum(padding) == 0
 
 
 def test_a_verdict_behind_a_reason_is_scored_behind_the_reason_that_was_written(
