@@ -17,7 +17,7 @@ from ethalign.ambiguity.settings import Run
 
 
 class Learnt(NamedTuple):
-    """The kept epoch, its mean training loss, and that of a guess; see ``learnt``."""
+    """The kept epoch, its mean training loss in the end, and that of a guess; see ``learnt``."""
 
     epoch: int
     loss: metrics.Estimate
@@ -67,9 +67,10 @@ def blind(run: Run, rows: list[tuning.Example], tokenizer: Any) -> float | None:
 def learnt(folder: Path) -> Learnt | None:
     """Did tuning learn anything of its training rows? From the records in a run folder.
 
-    ``learnt`` if the mean loss over the updates of the kept epoch lies below that of a guess with
-    its whole interval, ``not learnt`` if it does not, ``not known`` without that number. Records
-    from before it was noted stand for answers of one token and their end. None without a log.
+    ``learnt`` if the mean loss over the second half of the kept epoch's updates lies below that of
+    a guess with its whole interval, ``not learnt`` if it does not, ``not known`` without that
+    number. (The first half of a first epoch is spent on the form of the answer.) Records from
+    before it was noted stand for answers of one token and their end. None without a log.
     """
     log = pd.DataFrame(records.read_rows(folder / "train_log.jsonl"))
     if log.empty:
@@ -79,7 +80,7 @@ def learnt(folder: Path) -> Learnt | None:
     known = math.nan if folder.parent.name == "verbalised" else math.log(2) / 2
     level = float(facts.get("blind", known) or math.nan)
     losses = log.loc[log["epoch"] == epoch, "loss"].to_numpy(float)
-    loss = metrics.bootstrap(np.mean, losses, seed=0)
+    loss = metrics.bootstrap(np.mean, losses[len(losses) // 2 :], seed=0)
     verdict = "learnt" if loss.high < level else "not learnt"
     return Learnt(epoch, loss, level, verdict if level == level else "not known")
 

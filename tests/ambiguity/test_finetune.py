@@ -81,6 +81,7 @@ def test_a_guess_costs_as_much_as_a_coin_toss(tiny: Loaded) -> None:
         ("hard", [0.36, 0.35, 0.35, 0.36], None, "not learnt"),
         ("hard", [0.30, 0.31, 0.29, 0.30], None, "learnt"),
         ("hard", [0.30, 0.31, 0.29, 0.30], 0.25, "not learnt"),
+        ("hard", [6.90, 0.70, 0.29, 0.30], None, "learnt"),  # the form of an answer comes first
         ("hard", [0.30, 0.37, 0.31, 0.38], None, "not learnt"),  # less, but not surely
         ("verbalised", [0.30, 0.31], None, "not known"),
     ],
