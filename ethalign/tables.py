@@ -49,24 +49,21 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
         Under ``scores`` variant to metric to value over all items of the study's main data set,
         with ``_`` for ``-`` in names; ``on``: the same for every data set by name; ``question``,
         ``answer`` and ``tally`` of its claims; how many ``seeds`` a variant has at least and at
-        most; the ``smallest`` and the ``largest`` model that was asked; and what the study adds.
-        Means over seeds, of the first model. Empty where no reference run is committed.
+        most; the ``smallest`` and the ``largest`` model that was asked; ``largest_scores``, those
+        of the latter, where all others are of the first model; and what the study adds. Means over
+        seeds. Empty where no reference run is committed.
     """
     owner = study.find(name)
     reference = results.published(name, scale)
-    on: dict[str, Any] = {}
     means = results.pooled(reference)
-    for row in means[means["stratum"] == "all"].to_dict("records"):
-        dataset, variant = (str(row[key]).replace("-", "_") for key in ("dataset", "variant"))
-        values = on.setdefault(dataset, {}).setdefault(variant, {})
-        if row["metric"] not in values and row["value"] == row["value"]:
-            values[row["metric"]] = metrics.shown(row["value"], row["unit"])
     more = owner.facts(reference, results.RESULTS / name / scale)
     asked = sorted(filter(None, tests.recorded(name, scale)["model"].unique()), key=size_of)
     ends = {"smallest": asked[0], "largest": asked[-1]} if asked else {}
     seeds = reference.groupby(["model", "variant"])["seed"].nunique()
+    main, on = owner.main.replace("-", "_"), _scores(means)
     return {
-        "scores": on.get(owner.main.replace("-", "_"), {}),
+        "scores": on.get(main, {}),
+        "largest_scores": _scores(means[means["model"] == ends.get("largest")]).get(main, {}),
         "on": on,
         "question": owner.question,
         "answer": answer(name),
@@ -75,6 +72,17 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
         **{key: word(name, model) for key, model in ends.items()},
         **more,
     }
+
+
+def _scores(means: pd.DataFrame) -> dict[str, Any]:
+    """Data set to variant to metric to value over all items, as text, of the first model each."""
+    on: dict[str, Any] = {}
+    for row in means[means["stratum"] == "all"].to_dict("records"):
+        dataset, variant = (str(row[key]).replace("-", "_") for key in ("dataset", "variant"))
+        values = on.setdefault(dataset, {}).setdefault(variant, {})
+        if row["metric"] not in values and row["value"] == row["value"]:
+            values[row["metric"]] = metrics.shown(row["value"], row["unit"])
+    return on
 
 
 def reported(name: str, path: str | None = None) -> str:

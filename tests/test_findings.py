@@ -20,6 +20,7 @@ from ethalign import (
     claims,
     cli,
     config,
+    metrics,
     pipeline,
     records,
     reference,
@@ -228,6 +229,23 @@ def test_without_runs_the_book_has_findings_and_no_page_that_needs_one(
     assert whole["parts"][-1]["caption"] == "Workshop"
     kept = {f"_runs/{name}/results" for name in config.studies()}
     assert made - {*files(whole["parts"][-1])} == kept, "results stand with their study"
+
+
+@pytest.mark.parametrize(("name", "variant"), [("reasons", "L"), ("ambiguity", "hard")])
+def test_scores_of_the_largest_model_are_those_of_its_record(name: str, variant: str) -> None:
+    owner, told = study.find(name), tables.facts(name)
+    folders = (results.RESULTS / name / "small").glob(f"*/{variant}/0")
+    largest = max(folders, key=lambda folder: records.size_of(folder.parts[-3]))
+    assert tables.word(name, largest.parts[-3]) == told["largest"] != told["smallest"]
+    rows = json.loads((largest / "metrics.json").read_text())
+    (row,) = (
+        row
+        for row in rows
+        if (row["dataset"], row["stratum"], row["metric"]) == (owner.main, "all", "accuracy")
+    )
+    value = metrics.shown(row["value"], row["unit"])
+    assert told["largest_scores"][variant]["accuracy"] == value
+    assert told["scores"][variant]["accuracy"] != value, "which are of the smallest"
 
 
 def test_findings_are_executed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
