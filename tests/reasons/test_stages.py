@@ -144,7 +144,7 @@ def test_an_interrupted_evaluation_goes_on_from_its_predictions(
     whole = (done.where / "predictions.jsonl").read_text()
     lines = whole.splitlines(keepends=True)
     path = tmp_path / "predictions.jsonl"
-    path.write_text("".join(lines[:10]) + lines[10][:20])
+    path.write_text("".join(lines[:14]) + lines[14][:20])
     asked: list[str] = []
     answer = evaluate._answer
 
@@ -155,7 +155,7 @@ def test_an_interrupted_evaluation_goes_on_from_its_predictions(
     monkeypatch.setattr(evaluate, "_answer", count)
     shutil.copy(done.where / "threshold.jsonl", tmp_path)
     evaluate.compute(done.given, tmp_path, before(done))
-    assert len(asked) == 16, "the batch that was cut off, and the second data set"
+    assert len(asked) == 12, "the chunk that was cut off, and nothing of the first data set"
     assert path.read_text() == whole
 
 
