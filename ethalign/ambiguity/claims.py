@@ -40,7 +40,9 @@ MORE = {
 
 
 def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None:
-    """A claim's two predictors on the items that both answered (see ``claims.Claim``).
+    """A claim's two predictors on the same items (see ``claims.Claim``), or None.
+
+    An encoder is compared on the items that the other was asked.
 
     Estimands: those of ``LOSSES``; those of ``MORE``, the change of the Dirichlet score from the
     second to the first minus that of the cross-entropy; ``entropy_correlation`` between a
@@ -57,7 +59,10 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
         return None
     one, two = (t for t in tables if t is not None)
     both = one.merge(two, left_index=True, right_index=True, suffixes=("_1", "_2"))
-    if len(both) < max(len(one), len(two)):
+    # Encoders answer every pair, once for all models; a language model may be asked only a part.
+    asked = zip(names, (one, two), strict=True)
+    wanted = [len(t) for name, t in asked if not name.startswith("encoder-")]
+    if len(both) < max(wanted or (len(one), len(two))):
         return None
 
     def pick(*columns: str) -> tuple[Floats, ...]:

@@ -81,6 +81,21 @@ def test_only_the_same_items_are_compared() -> None:
     assert own.contrast(claim(), {"zero-shot": rows(0), "soft": rows(2, items=50)}) is None
 
 
+def test_an_encoder_is_compared_on_the_items_that_the_language_model_was_asked() -> None:
+    """It answers all, once for every model; what it did not answer cannot be compared."""
+    table = rows(2.0).rename(columns={"logp1": "z1", "logp2": "z2"})
+    beside = table.assign(variant="encoder-soft")
+    told = claim(first="encoder-soft")
+    few = rows(0.0)[:60]
+    found = own.contrast(told, {"ceiling": beside, "zero-shot": few})
+    assert found is not None
+    assert {*found.items} == {*few.loc[few["part"] == "test", "id"]}
+    assert own.contrast(told, {"ceiling": beside[:60], "zero-shot": rows(0.0)}) is None
+    half = claim(first="encoder-soft", second="encoder-hard")
+    both = pd.concat([beside, beside[:60].assign(variant="encoder-hard")])
+    assert own.contrast(half, {"ceiling": both, "zero-shot": few}) is None
+
+
 def test_encoders_stand_beside_and_the_control_is_never_the_best_one() -> None:
     table = rows(2.0).rename(columns={"logp1": "z1", "logp2": "z2"})
     beside = pd.concat(
