@@ -157,8 +157,8 @@ def _write(
 ) -> list[tuple[str, bool]]:
     """Texts of at most (and at least) so many tokens, and whether they had no room to end."""
     how: Any = {"temperature": run.evaluation.temperature, "seed": run.seed}
-    how |= {"max_new_tokens": most, "min_new_tokens": least}
-    how |= {"batch_size": run.evaluation.batch_size}
+    size = run.evaluation.batch_size
+    how |= {"max_new_tokens": most, "min_new_tokens": least, "batch_size": size}
     if run.tuning.enabled and not run.tuning.append_eos:
         how["stop"] = "\n"  # such a model has not learnt where its answer ends
     found = generation.write(loaded.model, loaded.tokenizer, asked, **how)
