@@ -24,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ethalign import code, config, records, sources, study, warm
+from ethalign import code, config, plots, records, sources, study, warm
 from ethalign.config import ROOT, UserError, digest
 from ethalign.study import Job
 
@@ -86,10 +86,18 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], shows: 
 
 
 def seal(page: Path, shows: str = "") -> None:
-    """Leave out of an executed notebook where it lay; note in it what it shows, and a hash."""
+    """Leave out of an executed notebook where it lay; note in it what it shows, and a hash.
+
+    Its figures are made lighter, since they lie in the notebook and once more beside its page.
+    """
     content = json.loads(page.read_text(encoding="utf-8"))
     for key in ("input_path", "output_path"):
         content["metadata"]["papermill"].pop(key)
+    for cell in content["cells"]:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = plots.lighter(data["image/png"])
     content["metadata"]["shows"] = shows
     content["metadata"]["check"] = digest(content)
     records.write(page, json.dumps(content, indent=1) + "\n")

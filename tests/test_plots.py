@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,10 @@ import pandas as pd
 import pytest
 from conftest import needs_chromium
 from matplotlib.colors import to_rgb
+from PIL import Image
 from playwright.sync_api import Page
 
-from ethalign import config, plots, results, tables
+from ethalign import config, pipeline, plots, results, tables
 from ethalign.config import ROOT
 from ethalign.honesty import plots as of_honesty
 from ethalign.reasons import plots as of_reasons
@@ -144,3 +148,50 @@ def test_no_two_rows_of_a_table_have_one_name(name: str) -> None:
         assert len(words) == len({*words}), sorted(words)
     shown = plots.show(rows[rows["metric"] == "accuracy"], ["variant"], "metric")
     assert {"says_unethical", "encoder_soft", "R-then-L"}.isdisjoint(shown.index)
+
+
+def _picture(**how: Any) -> str:
+    figure, axes = plt.subplots(figsize=(5, 4))
+    axes.imshow(np.arange(400).reshape(20, 20), cmap="viridis")
+    axes.set_title("every colour there is")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, **how)
+    plt.close(figure)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _pixels(picture: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), dtype=int)
+
+
+def test_a_sealed_page_holds_its_figures_in_fewer_bytes(tmp_path: Path) -> None:
+    before = _picture()
+    data = {"image/png": before, "text/plain": "<Figure>"}
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": "said"},
+        {"output_type": "display_data", "metadata": {}, "data": data},
+    ]
+    cells = [
+        {"cell_type": "markdown", "metadata": {}, "source": "prose"},
+        {"cell_type": "code", "metadata": {}, "source": "draw()", "outputs": outputs},
+    ]
+    paths = {"input_path": "a.ipynb", "output_path": "b.ipynb"}
+    page = tmp_path / "page.ipynb"
+    page.write_text(json.dumps({"cells": cells, "metadata": {"papermill": paths}}))
+    pipeline.seal(page)
+    assert pipeline.intact(page)
+    after = json.loads(page.read_text())["cells"][1]["outputs"]
+    assert after[0] == outputs[0]
+    assert after[1]["data"]["text/plain"] == "<Figure>"
+    picture = after[1]["data"]["image/png"]
+    assert len(picture) < 0.5 * len(before)
+    apart = np.abs(_pixels(picture) - _pixels(before))
+    assert apart.mean() < 0.5
+    assert apart.max() < 32
+
+
+def test_a_picture_that_is_see_through_or_light_stays_as_it_is() -> None:
+    clear = _picture(transparent=True)
+    assert plots.lighter(clear) == clear
+    once = plots.lighter(_picture())
+    assert plots.lighter(once) == once
