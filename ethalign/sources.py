@@ -35,7 +35,7 @@ class Source(NamedTuple):
     A ``mirror`` or ``member`` (of an archive) that is a folder stands for all its files; see
     ``sha256``. The checksum is hexadecimal; ``git:`` before a prefix means git's own hash of the
     file (SHA-1 over its length and bytes), where no longer one has been published. An
-    ``optional`` file is not needed for any scale, only for a setting that names it.
+    ``optional`` file is needed by few settings, some of them those of the papers' own scales.
     """
 
     url: str

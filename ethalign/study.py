@@ -402,7 +402,8 @@ def plan(
                 one = job(study, step.name, name, scale, seed, overrides, runs, more)
                 found |= {b.page: b for b in _all_before(one)} | {one.page: one}
     if not found:
-        raise UserError(f"no such variant has the stage {stage}.")
+        none = ", ".join(only)
+        raise UserError(f"{none} has no stage {stage}; leave --variant out to run it.")
     return list(found.values())
 
 

@@ -102,6 +102,8 @@ def rate_import(files: Sequence[Path], key: Path) -> Ratings:
     Raises:
         UserError: a cell that is neither yes nor no, an unknown or missing or repeated code.
     """
+    if not key.is_file():
+        raise UserError(f"{key} is missing; name the key that was exported with --key.")
     variants = read_csv(key, ["code", "variant"]).set_index("code")["variant"]
     votes = pd.DataFrame({n: _sheet(path, variants) for n, path in enumerate(files)})
     raters, yes = len(files), votes.sum(axis=1)
