@@ -188,8 +188,8 @@ def texts(rows: pd.DataFrame) -> Styler:
 def effects(table: pd.DataFrame) -> Figure:
     """Effects against model size, a panel per claim; ``table`` is as of ``tables.effects``.
 
-    Up speaks for the claim. What the paper prints is drawn hollow, what was run here filled, and
-    named by its size alone.
+    Up speaks for the claim; of a claim that allows a loss, whatever is above a dashed line. What
+    the paper prints is drawn hollow, what was run here filled, and named by its size alone.
     """
     import matplotlib.pyplot as plt
 
@@ -219,12 +219,17 @@ def effects(table: pd.DataFrame) -> Figure:
                 beside = (x, at), (7, 2 if better else -9), "left"
                 under, over = ((x, bottom), (0, -14), "center"), ((x, top), (0, 5), "center")
                 point, offset, side = (under if below else over) if alone else beside
-                told = name.split()[-1] if source == "here" else name
+                size = name.split()[-1] if source == "here" else name
                 how: dict[str, Any] = {"textcoords": "offset points", "ha": side}
-                axes.annotate(told, point, offset, fontsize="small", **how)
+                axes.annotate(size, point, offset, fontsize="small", **how)
         axes.axhline(0, color="black", linewidth=1)
-        unit = "points" if scale == 100 else str(part["unit"].iloc[0])
-        axes.set(xscale="log", xlim=(7e7, 6e11), ylabel=f"{unit} for the claim")
+        if margin := float(part["margin"].iloc[0]):
+            look = {"color": "black", "linewidth": 1, "linestyle": "--", "label": "loss allowed"}
+            axes.axhline(-scale * margin, **look)
+        unit = str(part["unit"].iloc[0])
+        told = {"share": "points for the claim", "part": "% of what it was"}
+        label = told.get(unit, f"{unit} for the claim")
+        axes.set(xscale="log", xlim=(7e7, 6e11), ylabel=label)
         axes.set_xticks([1e8, 1e9, 1e10, 1e11], ["100M", "1B", "10B", "100B"])
         axes.set_title("\n".join(textwrap.wrap(str(part["claim"].iloc[0]), 42)), fontsize="medium")
         axes.margins(y=0.3)
@@ -233,8 +238,8 @@ def effects(table: pd.DataFrame) -> Figure:
     for axes in grid.flat:
         handles, labels = axes.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
-    look: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
-    figure.legend(shown.values(), shown.keys(), frameon=False, **look)
+    place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2}
+    figure.legend(shown.values(), shown.keys(), frameon=False, **place)
     return figure
 
 

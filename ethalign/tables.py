@@ -442,9 +442,8 @@ def glance(name: str, page: str = "", family: str = "primary") -> str:
             + span(*known.loc[m, ["difference", "low", "high", "unit"]].tolist())
             for m in models
         ]
-        where = ", ".join(
-            word(name, k) for k in rows[["dataset", "stratum"]].iloc[0] if k != "all"
-        )
+        asked = rows[["estimand", "dataset", "stratum"]].iloc[0]
+        where = "; ".join(word(name, key) for key in asked if key != "all")
         body.append((f"{place} *({where})*", *ours, "<br>".join(paper) or NO_FIGURE))
     heads = [word(name, model) or "not run" for model in models]
     return markdown(["claim", *heads, "the paper"], body)
@@ -468,7 +467,8 @@ def effects(name: str = "") -> pd.DataFrame:
 
     Returns:
         Columns ``study, claim, unit, source`` (``paper`` or ``here``), ``label, size`` (number of
-        parameters) and ``difference, low, high``, where plus speaks for the claim.
+        parameters), ``difference, low, high``, where plus speaks for the claim, and ``margin``,
+        the loss that the claim allows, or 0.
     """
     parts = []
     for owner in [study.find(name)] if name else study.everything():
@@ -485,9 +485,11 @@ def effects(name: str = "") -> pd.DataFrame:
                 ours.assign(source="here", label=labels, size=_sizes(ours["model"])),
                 theirs.assign(source="paper", label=theirs["paper"], size=_sizes(theirs["paper"])),
             ]
-            told = {"study": owner.name, "claim": claim.claim, "unit": claim.unit}
+            told: dict[str, Any] = {"study": owner.name, "claim": claim.claim, "unit": claim.unit}
+            told["margin"] = claim.margin
             parts += [part.assign(**told) for part in both if len(part)]
-    columns = ["study", "claim", "unit", "source", "label", "size", "difference", "low", "high"]
+    columns = ["study", "claim", "unit", "margin", "source", "label", "size"]
+    columns += ["difference", "low", "high"]
     return pd.concat(parts)[columns].reset_index(drop=True) if parts else pd.DataFrame()
 
 

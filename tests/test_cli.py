@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from ethalign import claims, cli, study
-from ethalign.config import ROOT
+from ethalign import claims, cli, models, sources, study
+from ethalign.config import ROOT, UserError
 
 COMMANDS = [
     "run",
@@ -64,6 +66,75 @@ def test_claims_gives_every_verdict_and_leaves_a_record_that_is_current() -> Non
         line = next(x for x in shown.output.splitlines() if x.split()[:2] == name)
         assert line.endswith(f" {row['verdict']}")
     assert path.read_bytes() == before, "`ethalign claims` was run after the last change"
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("claims honesty --scale tiny", "'tiny'; known: small"),
+        ("compare reasons --scale nope", "unknown scale 'nope'"),
+        ("compare reasons --stratum foo", "known: all, clean, contaminated"),
+        ("compare reasons --runs nowhere", "`ethalign run reasons --scale small --runs nowhere`"),
+        ("compare reasons --reported nope.yaml", "nope.yaml is missing."),
+        ("explore reasons --scale nope", "unknown scale 'nope'"),
+        ("run reasons --profile nope --dry-run", "known: default, slurm"),
+        ("run reasons --stage ceiling", "known: explore, baselines"),
+        ("run reasons --variant baselines --stage finetune", "baselines has no stage finetune"),
+        ("run reasons --set model.id=nothing", "known: "),
+        ("sweep nope.yaml", "nope.yaml is missing."),
+        ("fetch --data nope", "unknown data set 'nope'"),
+        ("rate import a.csv", "--key"),
+        ("book --set tuning.epoch=1", "did you mean 'tuning.epochs'?"),
+        ("book --scale nope", "nope"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_done(
+    call: str, says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where there is no book yet, and without a trace in the committed results."""
+    monkeypatch.setattr("ethalign.book.build", None)
+    before = sorted((ROOT / "results").rglob("*"))
+    given = CliRunner().invoke(cli.app, [*call.split(), *_own(call, tmp_path)])
+    assert isinstance(given.exception, UserError)
+    assert says in str(given.exception)
+    assert sorted((ROOT / "results").rglob("*")) == before
+
+
+def _own(call: str, folder: Path) -> list[str]:
+    """Runs of their own, for commands that would make some."""
+    return ["--runs", str(folder)] if call.startswith("run ") else []
+
+
+def test_data_sets_say_how_each_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ETHALIGN_MIRROR", str(tmp_path))
+    monkeypatch.setenv("ETHALIGN_CACHE", str(tmp_path))
+    got: list[str] = []
+
+    def get(source: sources.Source) -> str:
+        got.append(source.mirror)
+        return source.mirror
+
+    monkeypatch.setattr(models, "packaged", lambda name: name)
+    monkeypatch.setattr(sources, "fetch", get)
+    told = CliRunner().invoke(cli.app, ["datasets"]).output
+    for owner in study.everything():
+        for name, source in owner.sources.items():
+            line = next(x for x in told.splitlines() if x.startswith(f"{name} "))
+            way = re.search(r"\((ethalign fetch[^)]*)\)", line)
+            assert way
+            got.clear()
+            done = CliRunner().invoke(cli.app, way[1].split()[1:])
+            assert done.exit_code == 0
+            assert source.mirror in got
+    assert "triviaqa/triviaqa-unfiltered.tar.gz" not in _fetched(got, [])
+
+
+def _fetched(got: list[str], options: list[str]) -> list[str]:
+    got.clear()
+    CliRunner().invoke(cli.app, ["fetch", *options])
+    return got
 
 
 def test_compare_shows_every_printed_figure() -> None:

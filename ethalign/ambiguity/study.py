@@ -115,7 +115,7 @@ STUDY = Study(
         "targets scaled": "the same after one temperature each",
         "what divides": "which pairs divide people",
         "zero-shot": "the model as it is",
-        "authors": "asked in one order only",
+        "authors": "asked as in the authors' early code",
         "zero-shot-scaled": "the model as it is, with a temperature",
         "hard": "tuned on majorities",
         "sampled": "tuned on sampled votes",
