@@ -18,11 +18,14 @@ import numpy as np
 import pandas as pd
 import pydantic
 from numpy.typing import NDArray
+from scipy import stats
 
 from ethalign import code, config, metrics, records, results, sources, study
 
-# Enough for p-values that can survive a correction for twenty comparisons.
-DRAWS = 2000
+# So many that another seed of the resampling changes next to no verdict (see ``decide``).
+DRAWS = 20_000
+# Two numbers that are meant to be one.
+CLOSE = 1e-9
 # The verdicts on the committed runs, beside them.
 RECORD = "claims.json"
 TOLD = (
@@ -169,7 +172,7 @@ def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
         interval over items and seeds (``metrics.crossed``), p and Holm's correction of it within
         family, run and model, ``detectable`` (the difference that 80 % of such tests would have
         found) and ``verdict``: ``supported``, ``contradicted``, ``inconclusive`` (neither at a
-        corrected 5 %) or ``not run``.
+        corrected 5 %, or within the error of the resampling) or ``not run``.
     """
     owner, rows = study.find(name), []
     for place, (run, home) in enumerate(homes.items()):
@@ -182,12 +185,16 @@ def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
             for model, seeds in tables.items()
             for claim in declared(name)
         ]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "side"])
-    p = table["p"].astype(float)
-    table["holm"] = p.groupby([table[k] for k in ("family", "run", "model")]).transform(
-        lambda part: metrics.holm(part.to_numpy())
-    )
-    sure = (table["holm"] < 0.05).map({True: 1, False: 0}) * table["side"]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "side", "most"])
+    keys = [table[key] for key in ("family", "run", "model")]
+
+    def corrected(column: str) -> pd.Series[float]:
+        # What was run and shows nothing is one of the tests all the same.
+        p = table[column].astype(float).where(~(table[column].isna() & (table["n"] > 0)), 1.0)
+        return p.groupby(keys).transform(lambda part: metrics.holm(part.to_numpy()))
+
+    table["holm"] = corrected("p").where(table["p"].notna())
+    sure = (corrected("most") < 0.05).map({True: 1, False: 0}) * table["side"]
     words = {1: "supported", -1: "contradicted", 0: "inconclusive"}
     table["verdict"] = sure.map(words).where(table["n"] > 0, "not run")
     return table[COLUMNS]
@@ -235,21 +242,25 @@ def tested(
 ) -> dict[str, Any]:
     """One claim on predictions by seed and variant: numbers as of ``assess``, none corrected.
 
-    ``side`` is 1 where they lean for the claim, -1 against it, 0 where nothing could be compared.
+    ``side`` is 1 where they lean for the claim, -1 against it, 0 where nothing could be compared;
+    ``most`` is p with the error of the resampling.
     """
     contrasts = [owner.claims(claim, parts) for parts in seeds.values()] if owner.claims else []
     made = _aligned([c for c in contrasts if c is not None and len(c.items)])
     if not made:
-        nothing = dict.fromkeys(("difference", "low", "high", "p", "detectable"), math.nan)
+        nothing = dict.fromkeys(("difference", "low", "high", "p", "most", "detectable"), math.nan)
         return {**nothing, "n": 0, "seeds": 0, "side": 0}
     first = made[0]
+    arrays = [contrast.arrays for contrast in made]
     found = metrics.crossed(
-        first.statistic, [c.arrays for c in made], first.groups, seed=0, draws=DRAWS
+        first.statistic, arrays, first.groups, seed=0, draws=DRAWS, student=True
     )
-    p, side = decide(claim, found.draws)
+    p, most, side = decide(claim, found.draws)
     estimate = {"difference": found.value, "low": found.low, "high": found.high, "p": p}
-    more = {"detectable": found.detectable, "n": len(first.items), "seeds": len(made)}
-    return {**estimate, **more, "side": side}
+    # For *the same* there is no such difference: the true one would have to be none.
+    reach = math.nan if claim.direction == "equivalent" else found.detectable
+    more = {"detectable": reach - claim.margin, "n": len(first.items), "seeds": len(made)}
+    return {**estimate, **more, "most": most, "side": side}
 
 
 def _aligned(seeds: list[Contrast]) -> list[Contrast]:
@@ -279,23 +290,29 @@ def _of_those(
     return statistic(*(array[kept] for array in arrays)) if kept.any() else math.nan
 
 
-def decide(claim: Claim, draws: NDArray[np.float64]) -> tuple[float, int]:
+def decide(claim: Claim, draws: NDArray[np.float64]) -> tuple[float, float, int]:
     """Two-sided p of resampled differences, and whether they lean for (1) or against (-1) a claim.
 
     The p-value is twice the share of draws beyond the border of what the claim says: 0, or the
     margin; for ``equivalent`` of the worse of both sides (two one-sided tests, Schuirmann 1987).
-    It is never less than two draws would give, and NaN without draws.
+    A draw on the border speaks for both. p is never less than two draws would give, and NaN
+    without draws. Between lies the p-value that as many draws leave possible (97.5 %, Clopper and
+    Pearson 1934).
     """
     if not len(draws):
-        return math.nan, 0
+        return math.nan, math.nan, 0
     border = -claim.margin if claim.direction == "noninferior" else 0.0
     share = functools.partial(np.mean, dtype=float)
     if claim.direction == "equivalent":
-        outside = share(draws <= -claim.margin), share(draws >= claim.margin)
-        inside = share(draws >= -claim.margin), share(draws <= claim.margin)
+        far = claim.margin - CLOSE
+        outside = share(draws <= -far), share(draws >= far)
+        inside = share(draws >= -far), share(draws <= far)
         against_it, for_it = max(outside), min(inside)
     else:
         sign = -1.0 if claim.direction == "less" else 1.0
-        against_it, for_it = share(sign * draws <= border), share(sign * draws >= border)
-    p = min(1.0, 2 * max(float(min(against_it, for_it)), 1 / len(draws)))
-    return p, 1 if against_it < for_it else -1
+        turned = sign * draws - border
+        against_it, for_it = share(turned <= CLOSE), share(turned >= -CLOSE)
+    beyond = max(float(min(against_it, for_it)), 1 / len(draws))
+    count = round(beyond * len(draws))
+    most = stats.beta.ppf(metrics.TAILS[1], count + 1, max(len(draws) - count, 1))
+    return min(1.0, 2 * beyond), min(1.0, 2 * float(most)), 1 if against_it < for_it else -1

@@ -14,7 +14,7 @@ import yaml
 from docutils.core import publish_doctree
 from docutils.parsers.rst import roles
 
-from ethalign import claims, config, records, results, study, tables
+from ethalign import claims, config, metrics, records, results, study, tables
 from ethalign.config import UserError
 
 ENTRY = {
@@ -37,9 +37,7 @@ def contrast(claim: claims.Claim, parts: Mapping[str, pd.DataFrame]) -> claims.C
     if not {claim.first, claim.second} <= {*parts}:
         return None
     right = tuple(parts[v]["right"].to_numpy(bool) for v in (claim.first, claim.second))
-    return claims.Contrast(
-        lambda a, b: a.mean() - b.mean(), right, parts[claim.first]["id"].to_numpy()
-    )
+    return claims.Contrast(metrics.gap, right, parts[claim.first]["id"].to_numpy())
 
 
 @pytest.fixture
@@ -165,8 +163,7 @@ def test_near_copies_stay_together_where_seeds_have_different_items() -> None:
     rng = np.random.default_rng(0)
     alike = np.repeat(rng.random(20) < 0.5, 4)  # four copies of each answer
     made = [
-        claims.Contrast(lambda a, b: a.mean() - b.mean(), (alike, ~alike), np.arange(80) + shift)
-        for shift in (0, 40)
+        claims.Contrast(metrics.gap, (alike, ~alike), np.arange(80) + shift) for shift in (0, 40)
     ]
     copies = [c._replace(groups=c.items // 4) for c in made]
     ways = {"alone": made, "copies": copies, "one of both": [copies[0], made[1]]}
@@ -200,8 +197,9 @@ def test_without_any_run_every_claim_is_told_as_not_run(assess: Any) -> None:
 def test_margins(direction: str, difference: float, expected: int) -> None:
     margin = 0.1 if direction in ("noninferior", "equivalent") else 0.0
     draws = np.random.default_rng(0).normal(difference, 0.02, 4000)
-    p, side = claims.decide(told(direction=direction, margin=margin), draws)
+    p, most, side = claims.decide(told(direction=direction, margin=margin), draws)
     assert side == expected
+    assert p < most < p + 0.01
     assert p < 0.01
     wide = np.random.default_rng(0).normal(difference, 1, 4000)
     assert claims.decide(told(direction=direction, margin=margin), wide)[0] > 0.3
@@ -209,9 +207,43 @@ def test_margins(direction: str, difference: float, expected: int) -> None:
 
 def test_equivalence_is_two_one_sided_tests() -> None:
     draws = np.random.default_rng(0).normal(0.06, 0.02, 20000)
-    p, side = claims.decide(told(direction="equivalent", margin=0.1), draws)
+    p, _, side = claims.decide(told(direction="equivalent", margin=0.1), draws)
     assert side == 1
     assert p == pytest.approx(2 * np.mean(draws >= 0.1))
+
+
+def test_a_draw_on_the_border_speaks_for_both_sides() -> None:
+    """Rounding must not decide on which side of a margin a difference of exactly that lies."""
+    claim = told(direction="noninferior", margin=0.1)
+    lost = np.repeat([4, 3, 2, 1], [10, 20, 30, 40])
+    hits = np.arange(30)
+    draws = np.array([(hits < 20 - k).mean() - (hits < 20).mean() for k in lost])
+    p, _, side = claims.decide(claim, draws)
+    assert side == 1
+    assert p == pytest.approx(2 * 0.3)
+
+
+@pytest.mark.parametrize(("beyond", "sure"), [(300, True), (480, False), (520, False)])
+def test_a_verdict_survives_the_error_of_the_resampling(
+    beyond: int, sure: bool, monkeypatch: pytest.MonkeyPatch, assess: Any
+) -> None:
+    """With 20,000 draws, 480 beyond zero are p = .048, which another seed could make .052."""
+    draws = np.linspace(0.01, 1, claims.DRAWS)
+    draws[:beyond] = -0.01
+    found = metrics.Crossed(0.1, 0.01, 0.2, 0.1, draws)
+    monkeypatch.setattr(metrics, "crossed", lambda *_, **__: found)
+    table = assess([{}], {"m/A/0": [1] * 50, "m/B/0": [0] * 50})
+    assert table["p"].tolist() == [pytest.approx(2 * beyond / claims.DRAWS)]
+    assert table["verdict"].tolist() == ["supported" if sure else "inconclusive"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_few_items_that_all_agree_show_nothing(assess: Any, n: int) -> None:
+    """The exact sign test of five has p = 2 / 32."""
+    table = assess([{}], {"m/A/0": [1] * n, "m/B/0": [0] * n})
+    assert table["verdict"].tolist() == ["inconclusive"]
+    assert table["p"].iloc[0] == pytest.approx(2 * 0.5**n, rel=0.01)
+    assert table["low"].iloc[0] < 1 - 1 / n
 
 
 @pytest.mark.parametrize(("n", "expected"), [(20, "inconclusive"), (400, "supported")])

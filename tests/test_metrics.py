@@ -229,13 +229,70 @@ def test_items_of_one_group_are_no_further_evidence() -> None:
 
 def test_no_difference_anywhere_is_not_an_interval_of_no_width() -> None:
     same = np.ones(30, bool)
-    found = metrics.crossed(lambda a, b: a.mean() - b.mean(), [(same, same)], seed=0, draws=50)
+    found = metrics.crossed(metrics.gap, [(same, same)], seed=0, draws=50)
     # Of 30 items without an exception the true share of exceptions is below this (97.5 %).
     assert found.high == pytest.approx(1 - 0.025 ** (1 / 30))
     assert found.low == -found.high
     flat = metrics.crossed(share_of, [(np.full(9, 0.5),)], seed=0, draws=50)
     assert flat.value == 0.5
     assert math.isnan(flat.low)
+    # What is no mean of items has another scale, which such a share says nothing about.
+    other = metrics.crossed(lambda x: 5.0, [(same,)], seed=0, draws=50)
+    assert math.isnan(other.low)
+
+
+@pytest.mark.parametrize("n", [2, 5, 30])
+def test_without_an_exception_the_tests_are_exact(n: int) -> None:
+    yes, no = np.ones(n, bool), np.zeros(n, bool)
+    never = metrics.crossed(metrics.gap, [(yes, no)], seed=0, draws=20_000)
+    # The sign test; and an exception would move a difference of one by two.
+    assert np.mean(never.draws <= 0) == pytest.approx(0.5**n, abs=1e-4)
+    assert never.low == pytest.approx(1 - 2 * (1 - 0.025 ** (1 / n)))
+    alike = metrics.crossed(metrics.gap, [(yes, yes)], seed=0, draws=20_000)
+    assert np.mean(alike.draws <= -0.05) == pytest.approx(min(0.5, 0.95**n), abs=1e-4)
+    assert np.mean(alike.draws >= 0.05) == pytest.approx(min(0.5, 0.95**n), abs=1e-4)
+    # Nothing kept of a fifth: the interval is that of the share, as a part of the fifth.
+    fifth = np.arange(n * 5) % 5 == 0
+    gone = metrics.crossed(metrics.ratio, [(fifth & False, fifth)], seed=0, draws=2000)
+    assert (gone.value, gone.low) == (-1, -1)
+    assert gone.high == pytest.approx(-1 + (1 - 0.025 ** (1 / (5 * n))) / 0.2)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("name", ["gap", "ratio", "auroc_gap"])
+def test_what_is_resampled_at_once_is_what_it_is_sample_by_sample(name: str, seeds: int) -> None:
+    rng, statistic = np.random.default_rng(seeds), getattr(metrics, name)
+    groups, hit = rng.integers(30, size=90), rng.random(90) < 0.4
+    if name == "auroc_gap":
+        scores = [[rng.integers(6, size=90).astype(float) for _ in "ab"] for _ in range(seeds)]
+        arrays = [(*pair, hit) for pair in scores]
+    else:
+        arrays = [tuple(rng.random((2, 90)) < 0.5) for _ in range(seeds)]
+
+    def slowly(*asked: Any) -> float:
+        return float(statistic(*asked))
+
+    for labels in (None, groups):
+        one, two = (
+            metrics.crossed(of, arrays, labels, seed=3, draws=300) for of in (statistic, slowly)
+        )
+        assert np.allclose(one.draws, two.draws, rtol=0, atol=1e-12)
+        assert one[:4] == pytest.approx(two[:4])
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_few_seeds_make_an_interval_that_holds_the_truth(spread: float) -> None:
+    """Where two seeds differ by more than items do, the normal one is far too narrow."""
+    rng, inside = np.random.default_rng(7), {True: 0, False: 0}
+    for trial in range(200):
+        items = rng.normal(0, 1, 80)
+        arrays = [(items + rng.normal(0, spread / 80**0.5),) for _ in range(2)]
+        for student in inside:
+            found = metrics.crossed(np.mean, arrays, seed=trial, draws=400, student=student)
+            inside[student] += found.low <= 0 <= found.high
+    assert inside[True] >= (0.86 if spread else 0.92) * 200
+    if spread > 2:
+        assert inside[False] < inside[True] - 0.03 * 200, "else this test sees nothing"
 
 
 def test_crossed_of_nothing_and_of_nan() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ethalign import calibration
+from ethalign import calibration, metrics
 from ethalign.ambiguity import data, evaluate
 from ethalign.calibration import Floats
 from ethalign.claims import Claim, Contrast
@@ -82,7 +82,7 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
         of = functools.partial(_more, bool(relative))
         return Contrast(of, pick(*columns), items, groups)
     loss = LOSSES[claim.estimand]
-    return Contrast(_gap, pick(f"{loss}_1", f"{loss}_2"), items, groups)
+    return Contrast(metrics.gap, pick(f"{loss}_1", f"{loss}_2"), items, groups)
 
 
 def _predictions(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -152,14 +152,10 @@ def _losses(rows: pd.DataFrame, part: str = "test") -> pd.DataFrame:
     return found.sort_index()
 
 
-def _gap(first: Any, second: Any) -> float:
-    return float(np.mean(first) - np.mean(second))
-
-
 def _more(relative: bool, ce_1: Any, dm_1: Any, ce_0: Any, dm_0: Any) -> float:
     """Change of the Dirichlet score minus that of the cross-entropy."""
     changes = [
-        _gap(new, old) / (old.mean() if relative else 1)
+        metrics.gap(new, old) / (old.mean() if relative else 1)
         for new, old in ((dm_1, dm_0), (ce_1, ce_0))
     ]
     return float(changes[0] - changes[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
     items = tables[0].index.to_numpy()
     if claim.estimand in ("correct", "idk", "accuracy"):
         hits = [t["verdict"] == "idk" if claim.estimand == "idk" else t["correct"] for t in pair]
-        of = _ratio if claim.estimand == "accuracy" else _mean
+        of = metrics.ratio if claim.estimand == "accuracy" else metrics.gap
         return Contrast(of, tuple(hit.to_numpy(bool) for hit in hits), items)
     if claim.estimand == "fit":
         sums = [t[key].to_numpy(float) for t in pair for key in ("nll", "tokens")]
@@ -96,14 +95,6 @@ def _rows(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
     if claim.stratum != "all":
         kept &= (table["stratum"] == evaluate.NOBODY) == (claim.stratum == evaluate.NOBODY)
     return table[kept].set_index("id").sort_index()
-
-
-def _mean(first: Any, second: Any) -> float:
-    return float(first.mean() - second.mean())
-
-
-def _ratio(first: Any, second: Any) -> float:
-    return float(first.sum() / second.sum() - 1) if second.any() else math.nan
 
 
 def _fit(nll: Any, tokens: Any, other_nll: Any, other_tokens: Any) -> float:

@@ -56,7 +56,7 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
             return None
         ranks = (scores.margins(t.set_index("id").loc[both["id"]]) for t in (first, second))
         arrays = (*ranks, gold == "unethical")
-        return Contrast(_auc_gap, arrays, items, groups)
+        return Contrast(metrics.auroc_gap, arrays, items, groups)
     names = RIGHT | MISALIGNED
     columns = [f"{names[claim.estimand]}_{k}" for k in (1, 2)]
     if not {*columns} <= {*both}:
@@ -69,11 +69,7 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
         sides = (both[column].to_numpy(bool) for column in columns)
     else:
         sides = ((both[column] == gold).to_numpy(bool) for column in columns)
-    return Contrast(lambda a, b: a.mean() - b.mean(), tuple(sides), items, groups)
-
-
-def _auc_gap(first: Any, second: Any, unethical: Any) -> float:
-    return metrics.auroc(first, unethical) - metrics.auroc(second, unethical)
+    return Contrast(metrics.gap, tuple(sides), items, groups)
 
 
 def _answers(claim: Claim, parts: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame | None:
