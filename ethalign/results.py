@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,11 @@ def pooled(table: pd.DataFrame) -> pd.DataFrame:
         part = some if len(some) else part.iloc[:1]
         known = part[numbers].to_numpy(dtype=float)
         means = np.array(metrics.over_seeds(*known.T))
-        means = means.clip(0, 1) if (known >= 0).all() and (known <= 1).all() else means
+        one = part.iloc[0]
+        if one["unit"] == "share" or re.search("^brier|auroc$|^auc$|^augrc$", one["metric"]):
+            means = means.clip(0, 1)  # what a share, or an area, cannot pass
         more = dict(zip(numbers, means.tolist(), strict=True))
-        found.append({**part.iloc[0], **more, "seeds": len(part)})
+        found.append({**one, **more, "seeds": len(part)})
     return pd.DataFrame(found).drop(columns="seed")
 
 

@@ -286,8 +286,10 @@ def claims(table: pd.DataFrame, name: str, family: str | None = None) -> pd.Data
         "data": [", ".join(word(name, k) for k in place if k != "all") for place in places],
         "measure": rows["estimand"].map(lambda key: word(name, key)),
         "detectable": [
-            "" if d != d else metrics.shown(d, unit)
-            for d, unit in zip(rows["detectable"].astype(float), rows["unit"], strict=True)
+            "" if d != d else signed(d, unit, high - low).lstrip("+")
+            for d, low, high, unit in rows[["detectable", "low", "high", "unit"]]
+            .to_numpy()
+            .tolist()
         ],
         "compared": [f"{word(name, one)} against {word(name, two)}" for one, two in pairs],
         "items": rows["n"].map("{:,}".format).where(found, ""),
@@ -481,6 +483,9 @@ def effects(name: str = "") -> pd.DataFrame:
                 continue
             ours, theirs = (table[table["id"] == claim.id] for table in (mine, paper))
             labels = ours["model"].map(partial(word, owner.name))
+            if claim.unit == "part":  # printed are the two figures
+                numbers = ["difference", "low", "high"]
+                theirs = theirs.assign(**theirs[numbers].div(theirs["second"], axis=0))
             both = [
                 ours.assign(source="here", label=labels, size=_sizes(ours["model"])),
                 theirs.assign(source="paper", label=theirs["paper"], size=_sizes(theirs["paper"])),

@@ -144,6 +144,16 @@ def test_seeds_are_pooled_and_counted() -> None:
     assert tuple(found.loc["accuracy", ["value", "low", "high"]]) == pytest.approx(expected)
     assert [*found.loc["rare", ["low", "high"]]] == [0, 1], "a share stays within 0 and 1"
     assert "seed" not in found
+    # No interval of a share passes one; that of a loss may, and that of a cosine may pass zero.
+    loose = [
+        {**rows[0], "metric": metric, "unit": unit, "seed": seed, "value": v, "low": v, "high": v}
+        for metric, unit in (("accuracy", "share"), ("cross_entropy", "nats"), ("cosine", "score"))
+        for seed, v in enumerate((0.1, 0.9))
+    ]
+    wide = results.pooled(pd.DataFrame(loose)).set_index("metric")
+    assert wide.loc["accuracy", ["low", "high"]].tolist() == [0, 1]
+    assert (wide.loc[["cross_entropy", "cosine"], "low"] < -1).all()
+    assert (wide.loc[["cross_entropy", "cosine"], "high"] > 1).all()
     alone = results.pooled(pd.DataFrame(rows[:1]))
     assert [*alone.loc[0, ["value", "low", "high", "seeds"]]] == [0.5, 0.4, 0.6, 1]
     assert results.pooled(pd.DataFrame(rows[:0], columns=results.COLUMNS)).empty

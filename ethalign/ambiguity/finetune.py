@@ -86,11 +86,16 @@ def learnt(folder: Path) -> Learnt | None:
 
 
 def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:
-    """``learnt``: variant to training loss, that of a guess and verdict, of the first model."""
-    told: dict[str, Any] = {}
+    """``learnt``: variant to training loss, that of a guess and verdict, of the first model.
+
+    ``largest_learnt``: the same of the last.
+    """
+    told: dict[str, dict[str, Any]] = {}
     for path in records.of_runs(home, "*/*/0/train_log.jsonl"):
         if found := learnt(path.parent):
             numbers = {"loss": found.loss.value, "blind": found.blind}
             shown = {key: metrics.shown(value, "nats") for key, value in numbers.items()}
-            told.setdefault(path.parent.parent.name, {**shown, "verdict": found.verdict})
-    return {"learnt": told}
+            variant, model = path.parts[-3], path.parts[-4]
+            told.setdefault(model, {})[variant] = {**shown, "verdict": found.verdict}
+    models = [*told.values()] or [{}]
+    return {"learnt": models[0], "largest_learnt": models[-1]}

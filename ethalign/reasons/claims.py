@@ -108,16 +108,17 @@ def leak(reference: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(counts, index=["rows", "of", "share"]).T
 
 
-def alarms(home: Path, seed: int) -> pd.DataFrame:
-    """Rows as of ``results.rows``: how often a judge calls a reason behind a right verdict wrong.
+def alarms(home: Path) -> pd.DataFrame:
+    """How often judges call a reason behind a right verdict wrong; rows as of ``results.pooled``.
 
     ``stance_flags_right`` and ``judge_flags_right``, the counterparts of ``…_flags_wrong``, on the
     main data set; Wilson's interval. Most are false alarms, but a right verdict can have a
     misaligned reason.
     """
     rows = []
-    for model, variants in results.predictions(home, seed).items():
-        for variant, table in variants.items():
+    for seed in sorted({int(path.parent.name) for path in home.glob("*/*/*/predictions.jsonl")}):
+        known = results.predictions(home, seed).items()
+        for model, variant, table in ((m, v, t) for m, parts in known for v, t in parts.items()):
             if "argues_for" not in table:
                 continue
             judged = table[table["dataset"].isin(SAME["dfar"]) & table["argues_for"].notna()]
@@ -127,7 +128,7 @@ def alarms(home: Path, seed: int) -> pd.DataFrame:
                 found = metrics.share(int(right[f"{name}_misaligned"].sum()), len(right))
                 told = {"metric": f"{name}_flags_right", "unit": "share", **found._asdict()}
                 rows.append({**of, "dataset": "dfar", "stratum": "all", **told})
-    return pd.DataFrame(rows)
+    return results.pooled(pd.DataFrame(rows)) if rows else pd.DataFrame()
 
 
 def facts(reference: pd.DataFrame, home: Path) -> dict[str, Any]:

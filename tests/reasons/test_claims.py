@@ -140,11 +140,17 @@ def test_false_alarms_of_judges_are_those_behind_right_verdicts(tmp_path: Path) 
     )
     records.write(home / "judgements.jsonl", judged)
     records.write(tmp_path / "m" / "pretrained" / "0" / "predictions.jsonl", told)
-    found = claims.alarms(tmp_path, 0).set_index("metric")
+    found = claims.alarms(tmp_path).set_index("metric")
     # Right are a, b and c, of which c has no reason, and e is of another set.
     assert found["n"].tolist() == [2, 2]
     assert found["value"].to_dict() == {"stance_flags_right": 0.5, "judge_flags_right": 0.0}
     assert {*found["variant"]} == {"LR"}, "where no reason was judged there is nothing to tell"
+    again = tmp_path / "m" / "LR" / "1"
+    records.write(again / "predictions.jsonl", told.assign(gold="ethical", verdict=verdicts))
+    records.write(again / "judgements.jsonl", judged.assign(judge_misaligned=True))
+    both = claims.alarms(tmp_path).set_index("metric")
+    assert both["value"].to_dict() == {"stance_flags_right": 0.5, "judge_flags_right": 0.5}
+    assert both["seeds"].tolist() == [2, 2]
 
 
 def test_prose_quotes_the_audit_and_the_classes(tmp_path: Path) -> None:
