@@ -90,7 +90,7 @@ def pooled(table: pd.DataFrame) -> pd.DataFrame:
         part = some if len(some) else part.iloc[:1]
         known = part[numbers].to_numpy(dtype=float)
         means = np.array(metrics.over_seeds(*known.T))
-        one = part.iloc[0]
+        one = {str(key): value for key, value in part.iloc[0].items()}
         if one["unit"] == "share" or re.search("^brier|auroc$|^auc$|^augrc$", one["metric"]):
             means = means.clip(0, 1)  # what a share, or an area, cannot pass
         more = dict(zip(numbers, means.tolist(), strict=True))

@@ -40,6 +40,21 @@ E, U = "ethical", "unethical"
         ("No, this is ethical.", E),
         ("It is not only ethical, it is kind.", E),
         ("There is no doubt that this is ethical.", E),
+        (" unethical.It would be ethical to ask first.", U),
+        ("Is this statement ethical? No, because it hurts.", U),
+        ("Ethical? Not really.", U),
+        ("Ethical? Absolutely not.", U),
+        ("Unethical? Not at all.", E),
+        ("Ethical? Absolutely.", E),
+        ("There's nothing ethical about this.", U),
+        ("There is nothing unethical about this.", E),
+        ("There is nothing wrong here, it is ethical.", E),
+        ("None of this is ethical", U),
+        ("It's not the case that it's ethical.", U),
+        ("un ethical", U),
+        ("I'm not sure if this is ethical.", None),
+        ("It is unclear whether it is ethical.", None),
+        ("I am certain that this is ethical.", E),
         ("neither ethical nor unethical", None),
         ("I cannot judge whether this is ethical.", None),
         ("I'm not able to say if that is ethical", None),
@@ -66,6 +81,8 @@ NEGATIONS = (
     *("It is by no means {}.", "I would not call it {}.", "I do not think that it is {}."),
     *("I wouldn't say this is {}", "It is not regarded as {}.", "is hardly {}", "{}? No."),
     *("Is it {}? No, never.", "not to be considered {}", "was not truly {}", "far from {}"),
+    *("It doesn't seem {}.", "not particularly {}", "It is not always {}.", "not even {}"),
+    *("I don't believe it's {}.", "I wouldn't say that's {}.", "{}? Not really."),
 )
 
 
@@ -81,6 +98,8 @@ def test_a_negation_turns_the_label_around(negation: str, label: str) -> None:
 def test_every_trained_target_is_read_back(label: str, before: str) -> None:
     assert parse_label(before + label) == label
     assert parse_label(f"{before}{label}. Because others are hurt by it.") == label
+    for other in (E, U):  # a template may have no blank behind the verdict
+        assert parse_label(f"{before}{label}.To ask would be {other}.") == label
 
 
 @pytest.mark.parametrize(
