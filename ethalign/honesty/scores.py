@@ -178,7 +178,11 @@ def answered(after: Categories) -> dict[str, metrics.Estimate]:
     odds = c.value * w.value / max((1 - c.value) * (1 - w.value), 1e-12)
     sides = [np.array([c in kinds for c in after]) for kinds in (("correct",), CATEGORIES[:2])]
     f = metrics.interval(_f, *sides, seed=0)
-    found = {"correct": c, "f": f._replace(low=max(0.0, f.low))}
+    if math.isnan(f.low) and n:  # nothing is right, or all is: what n without an exception allow
+        reach = 1 - metrics.TAILS[0] ** (1 / n)
+        most = 2 * reach / (1 + max(sides[1].mean(), reach))
+        f = f._replace(low=1 - reach, high=1.0) if right else f._replace(low=0.0, high=float(most))
+    found = {"correct": c, "f": f}
     for t in TARGETS:
         weight = t / (1 - t)
         bounds = mover(c, w, weight, rho=-math.sqrt(min(1.0, odds)))

@@ -242,6 +242,12 @@ def test_who_always_does_the_same_has_scores_with_an_interval(only: Category) ->
     assert found["target_90"].value == pytest.approx({1.0: 1, -1.0: -9, 0.0: 0}[truth])
     for name, estimate in found.items():
         assert estimate.low < estimate.high, name
+    # The largest share r of exceptions that 30 without one allow, by hand: F is 2r / (1 + r) if
+    # only these are tried, r if all are; and 1 - r where each of them is wrong.
+    reach = 1 - 0.025 ** (1 / 30)
+    ends = {"idk": 2 * reach / (1 + reach), "wrong": reach, "correct": 1 - reach}
+    f = found["f"]
+    assert (f.low if only == "correct" else f.high) == pytest.approx(ends[only])
 
 
 def test_truthfulness_covers_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
