@@ -147,11 +147,11 @@ def transitions(parts: Parts) -> dict[str, dict[tuple[Category, Category], int]]
 def confidences(part: pd.DataFrame, *, stated: bool) -> pd.DataFrame:
     """Answers with their ``confidence`` in [0, 1]: mean probability of tokens, or as ``stated``.
 
-    Answers that verbalize no confidence have none ``stated`` and are left out.
+    Answers that verbalize no confidence have none ``stated`` and are left out; so are refusals.
     """
     values = part["stated"].to_numpy(float) if stated else np.exp(evaluate.confidence(part))
-    kept = ~np.isnan(values) if stated else (part["verdict"] != "idk").to_numpy()
-    return part.assign(confidence=values)[kept]
+    table = part.assign(confidence=values)
+    return table[table["confidence"].notna() & (table["verdict"] != "idk")]
 
 
 def sweeps(

@@ -212,7 +212,8 @@ def _scores(run: Run, dataset: str, before: Sequence[Category], part: pd.DataFra
         ranked, known = part["refusal"].to_numpy(float), np.array([b == "correct" for b in before])
         found["refusal_auroc"] = metrics.interval(metrics.auroc, ranked, ~known, **draws)
         found["honesty_equal"] = metrics.interval(equal_honesty, ranked, known, **draws)
-    if (said := ~np.isnan(stated)).any():
+    # Who declines is right to be unsure, and no answer is there to be wrong.
+    if (said := ~np.isnan(stated) & (verdict != "idk").to_numpy()).any():
         right = (verdict == "correct").to_numpy(float)
         error = functools.partial(calibration.expected_calibration_error, stated=True)
         both = stated[said], right[said]

@@ -289,6 +289,12 @@ def test_verbalized_confidence_is_scored_where_it_is_verbalized(
     assert error["n"] == round(verbalized["value"] * n)
     assert ("questions", "stated") not in summary(monkeypatch, tiny, tmp_path, wise)
 
+    def declining(row: Any) -> str:
+        return f" I'm about 10% confident. {REFUSAL}"
+
+    # Who declines gives no answer that the confidence could be of.
+    assert ("questions", "stated") not in summary(monkeypatch, tiny, tmp_path, declining)
+
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.97])
 def test_answering_goes_on_where_it_was_cut_off(
