@@ -294,12 +294,17 @@ def claims(table: pd.DataFrame, name: str, family: str | None = None) -> pd.Data
         "compared": [f"{word(name, one)} against {word(name, two)}" for one, two in pairs],
         "items": rows["n"].map("{:,}".format).where(found, ""),
         "seeds": rows["seeds"].map(str).where(found, ""),
-        "p, corrected": rows["holm"].map(lambda p: "" if p != p else f"{p:.3f}"),
+        "p, corrected": rows["holm"].map(as_p),
     }
     shown = pd.DataFrame(plain)
     # A column that says the same in every row says nothing.
     same = [key for key in ("model", "run") if shown[key].nunique() < 2]
     return shown.drop(columns=same).reset_index(drop=True)
+
+
+def as_p(p: float) -> str:
+    """A p-value as a page shows it; never as nothing at all."""
+    return "" if p != p else f"{p:.3f}" if p >= 0.0005 else "< 0.001"
 
 
 def span(value: float, low: float, high: float, unit: str) -> str:

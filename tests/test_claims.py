@@ -306,6 +306,7 @@ def test_a_page_shows_every_claim_with_its_interval_and_verdict(assess: Any) -> 
     assert [*shown.loc[1, ["for the claim", "items", "detectable"]]] == ["", "", ""]
     assert "model" not in shown.columns  # there is one
     assert tables.claims(table, "toy", "controls")["verdict"].tolist() == ["not run"]
+    assert [tables.as_p(p) for p in (np.nan, 2e-4, 0.0312)] == ["", "< 0.001", "0.031"]
     # The same rows speak against the claim that B is worse.
     worse = tables.claims(assess([{"direction": "less"}], rows), "toy")
     assert worse["verdict"].tolist() == ["contradicted"]
