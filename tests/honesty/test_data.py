@@ -267,7 +267,7 @@ def test_requests_can_be_met_and_repeating_one_does_not_meet_it() -> None:
 @pytest.mark.parametrize(
     ("name", "split", "source", "message"),
     [
-        ("quiz", "test", "sample", "unknown data set from sample 'quiz'; did you .* 'questions'"),
+        ("quiz", "test", "sample", "unknown data set from sample 'quiz'; known: questions"),
         ("a", "test", "official", "known: triviaqa, nonambigqa, puqa, pkqa, mmlu"),
         ("papers", "train", "sample", "unknown split of papers 'train'; known: test"),
         ("puqa", "train", "official", "unknown split of puqa 'train'"),
