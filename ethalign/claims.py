@@ -208,7 +208,7 @@ def _parts(owner: study.Study, home: Path) -> dict[str, dict[int, dict[str, pd.D
     own = {stage.variant for stage in owner.stages if stage.variant}
     found: dict[str, dict[int, dict[str, pd.DataFrame]]] = {}
     beside: dict[int, dict[str, pd.DataFrame]] = {}
-    for seed in sorted({int(path.parent.name) for path in home.glob("*/*/*/predictions.jsonl")}):
+    for seed in results.seeds(home):
         for model, variants in results.predictions(home, seed).items():
             for variant, table in variants.items():
                 if variant in own:

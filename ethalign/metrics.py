@@ -202,30 +202,14 @@ def crossed(
     rng, found = np.random.default_rng(seed), np.empty(draws)
     values = [float(statistic(*arrays)) for arrays in seeds]
     value = float(np.mean(values))
-    kind = statistic if seeds[0][0].ndim == 1 else None
-    mean, whole = kind in (np.mean, gap), kind in (np.mean, gap, ratio)
-    whole &= all(a.dtype == bool for arrays in seeds for a in arrays)
-    # For a mean, the sum and the size of a group are enough.
-    each = [a[0] if kind is np.mean else np.subtract(*a, dtype=float) for a in seeds if mean]
-    sums = np.array([np.bincount(codes, x, len(sizes)) for x in each])
-    wins = [_wins(codes, *arrays) for arrays in seeds if kind is auroc_gap]
-    sides = [[np.bincount(codes, x, len(sizes)) for x in a] for a in seeds if kind is ratio]
+    at_once = _at_once(statistic, seeds, codes)
     rows = max(1, 1_000_000 // len(sizes))
     for start in range(0, draws, rows):
         drawn = rng.integers(len(sizes), size=(min(rows, draws - start), len(sizes)))
         chosen = rng.integers(len(seeds), size=(len(drawn), max(1, len(seeds) - 1)))
-        if mean:
-            total = sum(sums[s[:, None], drawn].sum(1) for s in chosen.T) / chosen.shape[1]
-            found[start : start + len(drawn)] = total / sizes[drawn].sum(1)
-            continue
-        if wins:
-            found[start : start + len(drawn)] = _areas(wins, drawn, chosen)
-            continue
-        if sides:
-            with np.errstate(invalid="ignore", divide="ignore"):
-                each = [a[drawn].sum(1) / b[drawn].sum(1) - 1 for a, b in sides]
-            parts = np.take_along_axis(np.stack(each, 1), chosen, 1).mean(1)
-            found[start : start + len(drawn)] = np.where(np.isfinite(parts), parts, np.nan)
+        if at_once:
+            parts = np.take_along_axis(at_once(drawn), chosen, 1)
+            found[start : start + len(drawn)] = parts.mean(1)
             continue
         for place, (items, those) in enumerate(zip(drawn, chosen, strict=True), start):
             picks = items
@@ -238,18 +222,41 @@ def crossed(
     if math.isnan(value) or not len(found):
         return Crossed(value, math.nan, math.nan, math.nan, np.array([]))
     if max(*found, value) - min(*found, value) < 1e-12:
-        if not whole or (kind is ratio and value > -1):
-            return Crossed(value, math.nan, math.nan, math.nan, np.array([]))
-        # What one item is worth, of two that differ in all of them, or of a part of the second.
-        worth = 2.0 if kind is gap and abs(value) == 1 else 1.0
-        worth /= float(np.mean([a[1].mean() for a in seeds])) if kind is ratio else 1.0
-        one_way = abs(value) == 1 or (kind is np.mean and value == 0)
-        return _without_exception(value, len(sizes), draws, worth, one_way=one_way)
+        return _without_exception(statistic, seeds, value, len(sizes), draws)
     if student:
         found = value + _student(values, found, len(sizes)) * (found - value)
     low, high = np.quantile(found, TAILS)
     power = scipy.stats.norm.ppf(TAILS[1]) + scipy.stats.norm.ppf(0.8)
     return Crossed(value, float(low), float(high), float(power * found.std()), found)
+
+
+def _at_once(
+    statistic: Statistic, seeds: Sequence[Sequence[NDArray[Any]]], codes: Ints
+) -> Callable[[Ints], NDArray[np.float64]] | None:
+    """From samples of groups, (draws, groups), a statistic's values by seed, (draws, seeds).
+
+    For statistics that are a quotient of sums over groups, or over pairs of groups; else None.
+    """
+    if statistic is auroc_gap:
+        wins = [_wins(codes, *arrays) for arrays in seeds]
+        return lambda drawn: _areas(wins, drawn)
+    ones = np.ones(len(codes))
+    linear: dict[Statistic, Callable[..., tuple[Any, Any]]] = {
+        np.mean: lambda x: (x, ones),
+        gap: lambda a, b: (np.subtract(a, b, dtype=float), ones),
+        ratio: lambda a, b: (np.subtract(a, b, dtype=float), b),
+    }
+    if statistic not in linear or seeds[0][0].ndim != 1:
+        return None
+    sums = [[np.bincount(codes, x) for x in linear[statistic](*arrays)] for arrays in seeds]
+    return lambda drawn: np.stack([_over(*(x[drawn].sum(1) for x in each)) for each in sums], 1)
+
+
+def _over(above: NDArray[Any], below: NDArray[Any]) -> NDArray[np.float64]:
+    """Quotients; NaN where nothing is below."""
+    found = np.full(len(above), math.nan)
+    np.divide(above, below, out=found, where=below != 0)
+    return found
 
 
 def _wins(
@@ -268,30 +275,37 @@ def _wins(
     return table, *(np.bincount(codes[kept], minlength=k).astype(float) for kept in (hits, ~hits))
 
 
-def _areas(
-    wins: list[tuple[NDArray[np.float64], ...]], drawn: Ints, chosen: Ints
-) -> NDArray[np.float64]:
-    """``auroc_gap`` of samples, from the groups and the seeds that were drawn for each."""
+def _areas(wins: list[tuple[NDArray[np.float64], ...]], drawn: Ints) -> NDArray[np.float64]:
+    """``auroc_gap`` by seed of samples of groups, (draws, seeds)."""
     counts = np.zeros((len(drawn), len(wins[0][1])))
     np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1)
-    found = np.empty((len(drawn), len(wins)))
-    for place, (table, hits, others) in enumerate(wins):
-        pairs = (counts @ hits) * (counts @ others)
-        with np.errstate(invalid="ignore"):  # a sample without one kind
-            found[:, place] = ((counts @ table) * counts).sum(1) / np.where(pairs, pairs, np.nan)
-    area: NDArray[np.float64] = np.take_along_axis(found, chosen, 1).mean(1)
-    return area
+    parts = [
+        _over(((counts @ table) * counts).sum(1), (counts @ hits) * (counts @ others))
+        for table, hits, others in wins
+    ]
+    return np.stack(parts, 1)
 
 
 def _without_exception(
-    value: float, groups: int, draws: int, worth: float, *, one_way: bool
+    statistic: Statistic,
+    seeds: Sequence[Sequence[NDArray[Any]]],
+    value: float,
+    groups: int,
+    draws: int,
 ) -> Crossed:
-    """Of a mean of booleans, or of two, that comes out the same in every sample.
+    """Of a statistic of booleans that comes out the same in every sample.
 
     An exception of which n groups show none has a share of x or more with the chance (1 - x)^n at
-    most; ``worth`` is what a share of one would change. At the end of the scale it goes
-    ``one_way``, elsewhere either way.
+    most. At the end of the scale it goes one way, elsewhere either way. NaN for what is no mean,
+    no difference of two, and no ratio of nothing to something.
     """
+    whole = all(a.dtype == bool for arrays in seeds for a in arrays)
+    if not whole or statistic not in (np.mean, gap, ratio) or (statistic is ratio and value > -1):
+        return Crossed(value, math.nan, math.nan, math.nan, np.array([]))
+    # What a share of one would change: two, of two that differ in all items, or a part of another.
+    worth = 2.0 if statistic is gap and abs(value) == 1 else 1.0
+    worth /= float(np.mean([a[1].mean() for a in seeds])) if statistic is ratio else 1.0
+    one_way = abs(value) == 1 or (statistic is np.mean and value == 0)
     tail, reach = (np.arange(draws) + 0.5) / draws, 1 - TAILS[0] ** (1 / groups)
     if one_way:
         inwards = -worth if value == 1 else worth

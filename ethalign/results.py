@@ -66,6 +66,11 @@ def rows(home: Path) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS)
 
 
+def seeds(home: Path) -> list[int]:
+    """The training seeds below ``<study>/<scale>`` of which there are predictions."""
+    return sorted({int(path.parent.name) for path in home.glob("*/*/*/predictions.jsonl")})
+
+
 def published(name: str, scale: str = "small") -> pd.DataFrame:
     """``rows`` of a study's committed reference runs."""
     return rows(RESULTS / name / scale)

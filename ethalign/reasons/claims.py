@@ -116,7 +116,7 @@ def alarms(home: Path) -> pd.DataFrame:
     misaligned reason.
     """
     rows = []
-    for seed in sorted({int(path.parent.name) for path in home.glob("*/*/*/predictions.jsonl")}):
+    for seed in results.seeds(home):
         known = results.predictions(home, seed).items()
         for model, variant, table in ((m, v, t) for m, parts in known for v, t in parts.items()):
             if "argues_for" not in table:
