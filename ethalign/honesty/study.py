@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ethalign import endpoint, models
-from ethalign.config import PACE, ROOT, SERVER, UserError
+from ethalign.config import PACE, ROOT, SERVER, UserError, digest
 from ethalign.honesty import claims, data, evaluate, finetune, judges, knowledge
 from ethalign.honesty.settings import Run
 from ethalign.honesty.targets import METHODS
@@ -37,8 +37,7 @@ def preflight(run: Run) -> None:
         raise UserError("honesty.checkpoint needs tuning.enabled=false: it is tuned already.")
     if run.honesty.probes:
         data.probes(run)
-    data.pool(run)
-    data.tests(run)
+    _sizes(run)
     endpoint.check(run.endpoint, tuned=run.tuning.enabled)
     if run.honesty.checkpoint and not run.served:
         models.known(run.honesty.checkpoint)
@@ -46,6 +45,23 @@ def preflight(run: Run) -> None:
         endpoint.Client(run.endpoint, run.honesty.judge_model)
     else:
         models.known(run.honesty.judge_model)
+
+
+_SIZES: dict[str, tuple[int, int]] = {}
+
+
+def _sizes(run: Run) -> tuple[int, int]:
+    """How many questions the pool and the test sets have.
+
+    The files hold some forty thousand questions. Every job of a run or a sweep asks, and nearly
+    always about the same rows: these are read once.
+    """
+    files = (data.pool_files(run) | data.test_files(run)).values()
+    rows = run.values(("data", "seed", "honesty.pool", "honesty.split", "honesty.limits"))
+    key = digest([rows, [path.stat().st_mtime_ns for path in files if path.exists()]])
+    if key not in _SIZES:
+        _SIZES[key] = len(data.pool(run)), sum(map(len, data.tests(run).values()))
+    return _SIZES[key]
 
 
 def _judge(run: Run) -> dict[str, Path]:
@@ -56,14 +72,14 @@ def _judge(run: Run) -> dict[str, Path]:
 
 def work(run: Run, stage: str) -> int:
     """Rows to tune on, or answers to write."""
-    pool, own = len(data.pool(run)), run.honesty
+    (pool, tests), own = _sizes(run), run.honesty
     rows = min(run.tuning.rows or pool, pool)
     each = own.samples if own.method == "multisample" and not own.merge else 1
     if stage == BASE:
         return pool + own.samples * rows
     if stage == "finetune":
         return run.tuning.epochs * rows * each
-    return sum(map(len, data.tests(run).values()))
+    return tests
 
 
 def measure(run: Run, folder: Path, before: dict[str, Path]) -> Rows:

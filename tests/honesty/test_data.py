@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -366,6 +367,23 @@ def test_one_of_two_files_or_one_that_is_missing_is_refused(tmp_path: Path) -> N
             splits(only)
     with pytest.raises(UserError, match=r"none\.csv"):
         splits(resolved(data__train=good, data__test=str(tmp_path / "none.csv")))
+
+
+def test_before_a_run_its_variants_read_the_same_questions_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = quiz(tmp_path, "train", GOOD), quiz(tmp_path, "test", GOOD)
+    own = study.find("honesty")
+    reading = Mock(side_effect=qa.quiz)
+    monkeypatch.setattr(qa, "quiz", reading)
+    for variant in ("unaligned", "absolute", "confidence-verb"):
+        run = resolved(variant, data__train=train, data__test=test)
+        own.preflight(run)
+        assert own.work(run, "evaluate") == 1
+    assert [call.args[0].name for call in reading.call_args_list] == ["train.csv", "test.csv"]
+    quiz(tmp_path, "test", "question,answers\n")
+    with pytest.raises(UserError, match="no rows"):
+        own.preflight(run)
 
 
 @pytest.mark.parametrize("variant", ["fine-tuned", "confidence-verb", "multisample"])
