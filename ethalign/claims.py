@@ -279,15 +279,23 @@ def _aligned(seeds: list[Contrast]) -> list[Contrast]:
     for own in seeds:
         places = pd.Index(own.items).get_indexer(items)
         arrays = (places >= 0, *(array[places] for array in own.arrays))
-        of = functools.partial(_of_those, own.statistic)
-        found.append(Contrast(of, arrays, items.to_numpy(), groups))
+        found.append(Contrast(_of_those(own.statistic), arrays, items.to_numpy(), groups))
     return found
 
 
-def _of_those(
-    statistic: Callable[..., Any], kept: NDArray[np.bool_], *arrays: NDArray[Any]
-) -> Any:
-    return statistic(*(array[kept] for array in arrays)) if kept.any() else math.nan
+def _of_those(statistic: metrics.Statistic) -> metrics.Statistic:
+    """A statistic of the items that its first array keeps; NaN where a sample has none of them."""
+    of = getattr(statistic, "weighted", None)
+    if of is None:
+        return lambda kept, *arrays: (
+            statistic(*(array[kept] for array in arrays)) if kept.any() else math.nan
+        )
+
+    def those(weights: metrics.Weights, kept: Any, *arrays: Any) -> NDArray[np.float64]:
+        own = weights.kept(kept)
+        return np.where(own.total > 0, of(own, *(array[kept] for array in arrays)), math.nan)
+
+    return metrics.weighted(those)
 
 
 def decide(claim: Claim, draws: NDArray[np.float64]) -> tuple[float, float, int]:

@@ -6,6 +6,8 @@ interval, never zero.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -134,19 +136,101 @@ def _resampled(
     return np.asarray(found.bootstrap_distribution)
 
 
-def gap(first: NDArray[Any], second: NDArray[Any]) -> float:
-    """Difference of two means, which ``crossed`` resamples all at once."""
-    return float(np.mean(first) - np.mean(second))
+class Weights(NamedTuple):
+    """How often each of n items is in each of many samples.
+
+    ``counts`` (k, draws) of groups, ``codes`` (n,) the groups of items.
+    """
+
+    counts: NDArray[np.float64]
+    codes: Ints
+
+    def sum(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Sums of values (n,) over each sample, (draws,)."""
+        return np.bincount(self.codes, values, minlength=len(self.counts)) @ self.counts
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """How many items each sample has, (draws,)."""
+        return self.sum(np.ones(len(self.codes)))
+
+    def kept(self, mask: NDArray[np.bool_]) -> Weights:
+        """The weights of some items alone."""
+        return self._replace(codes=self.codes[mask])
+
+    def levels(self, rank: NDArray[Any], *counted: NDArray[Any]) -> list[NDArray[np.float64]]:
+        """Sums of values over items of the same rank, in rising order: (ranks, draws)."""
+        order = np.argsort(rank, kind="stable")
+        risen, often = rank[order], self.counts[self.codes[order]]
+        starts = np.flatnonzero(np.append(True, risen[1:] != risen[:-1]))
+        return [np.add.reduceat(often * each[order, None], starts) for each in counted]
 
 
-def auroc_gap(first: NDArray[Any], second: NDArray[Any], hit: NDArray[Any]) -> float:
-    """Difference of two ``auroc`` on the same items, which ``crossed`` resamples all at once."""
-    return auroc(first, hit) - auroc(second, hit)
+def weighted(of: Callable[..., NDArray[np.float64]]) -> Statistic:
+    """Make a function of weighted items a statistic, of which ``crossed`` draws many at once.
+
+    ``of`` takes ``Weights`` and arrays of n items to values (draws,), NaN where there is none. The
+    statistic takes the arrays alone, and every item counts once.
+    """
+
+    @functools.wraps(of)
+    def statistic(*arrays: ArrayLike) -> float:
+        items = [np.asarray(array) for array in arrays]
+        n = len(items[0])
+        return float(of(Weights(np.ones((n, 1)), np.arange(n)), *items)[0])
+
+    given = inspect.signature(of)
+    said = given.replace(parameters=[*given.parameters.values()][1:], return_annotation=float)
+    vars(statistic).update(weighted=of, __signature__=said)
+    return statistic
 
 
-def ratio(first: NDArray[Any], second: NDArray[Any]) -> float:
+def versus(statistic: Statistic) -> Statistic:
+    """First minus second of a ``weighted`` statistic: its arrays for the one, then the other."""
+    of = vars(statistic)["weighted"]
+
+    def both(weights: Weights, *arrays: NDArray[Any]) -> NDArray[np.float64]:
+        half = len(arrays) // 2
+        return np.asarray(of(weights, *arrays[:half]) - of(weights, *arrays[half:]))
+
+    return weighted(both)
+
+
+def over(above: NDArray[Any], below: NDArray[Any]) -> NDArray[np.float64]:
+    """Quotients; NaN where nothing is below."""
+    found = np.full(above.shape, math.nan)
+    np.divide(above, below, out=found, where=below != 0)
+    return found
+
+
+@weighted
+def mean(weights: Weights, values: NDArray[Any]) -> NDArray[np.float64]:
+    """The mean."""
+    return over(weights.sum(values), weights.total)
+
+
+@weighted
+def ratio(weights: Weights, first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
     """How much a mean is above another, as a part of that; NaN if that is 0."""
-    return float(first.sum() / second.sum() - 1) if second.any() else math.nan
+    return over(weights.sum(np.subtract(first, second, dtype=float)), weights.sum(second))
+
+
+@weighted
+def auroc(weights: Weights, score: NDArray[Any], hit: NDArray[Any]) -> NDArray[np.float64]:
+    """Probability that a hit has a higher score than what is none, ties one half.
+
+    The area under the ROC curve of n items, by the Mann-Whitney statistic; NaN without both kinds.
+    """
+    hits = np.asarray(hit, bool)
+    ours, others = weights.levels(score, hits, ~hits)
+    below = others.cumsum(0) - others / 2
+    return over((ours * below).sum(0), ours.sum(0) * others.sum(0))
+
+
+#: Difference of two means, of arrays of the same items.
+gap = versus(mean)
+#: Difference of two ``auroc``: score and hit of the first, then of the second.
+auroc_gap = versus(auroc)
 
 
 class Crossed(NamedTuple):
@@ -179,7 +263,7 @@ def crossed(
 
     Args:
         statistic: function of the arrays of one seed, to one number; samples in which it is NaN
-            do not count.
+            do not count. All samples of one that is ``weighted`` are worked out together.
         seeds: per seed the arrays, all of the same first axis (n items).
         groups: (n,) labels of items that are resampled together, such as near-copies.
         seed, draws: of the resampling.
@@ -202,14 +286,16 @@ def crossed(
     rng, found = np.random.default_rng(seed), np.empty(draws)
     values = [float(statistic(*arrays)) for arrays in seeds]
     value = float(np.mean(values))
-    at_once = _at_once(statistic, seeds, codes)
+    plain = statistic is np.mean and seeds[0][0].ndim == 1
+    of = getattr(mean if plain else statistic, "weighted", None)
     rows = max(1, 1_000_000 // len(sizes))
     for start in range(0, draws, rows):
         drawn = rng.integers(len(sizes), size=(min(rows, draws - start), len(sizes)))
         chosen = rng.integers(len(seeds), size=(len(drawn), max(1, len(seeds) - 1)))
-        if at_once:
-            parts = np.take_along_axis(at_once(drawn), chosen, 1)
-            found[start : start + len(drawn)] = parts.mean(1)
+        if of:
+            weights = Weights(_counted(drawn, len(sizes)), codes)
+            parts = np.stack([_at_once(of, weights, arrays) for arrays in seeds], 1)
+            found[start : start + len(drawn)] = np.take_along_axis(parts, chosen, 1).mean(1)
             continue
         for place, (items, those) in enumerate(zip(drawn, chosen, strict=True), start):
             picks = items
@@ -230,60 +316,21 @@ def crossed(
     return Crossed(value, float(low), float(high), float(power * found.std()), found)
 
 
+def _counted(drawn: Ints, k: int) -> NDArray[np.float64]:
+    """How often each of k groups is in a sample, (k, draws)."""
+    places = drawn * len(drawn) + np.arange(len(drawn))[:, None]
+    counts = np.bincount(places.ravel(), minlength=k * len(drawn))
+    return counts.reshape(k, -1).astype(float)
+
+
 def _at_once(
-    statistic: Statistic, seeds: Sequence[Sequence[NDArray[Any]]], codes: Ints
-) -> Callable[[Ints], NDArray[np.float64]] | None:
-    """From samples of groups, (draws, groups), a statistic's values by seed, (draws, seeds).
-
-    For statistics that are a quotient of sums over groups, or over pairs of groups; else None.
-    """
-    if statistic is auroc_gap:
-        wins = [_wins(codes, *arrays) for arrays in seeds]
-        return lambda drawn: _areas(wins, drawn)
-    ones = np.ones(len(codes))
-    linear: dict[Statistic, Callable[..., tuple[Any, Any]]] = {
-        np.mean: lambda x: (x, ones),
-        gap: lambda a, b: (np.subtract(a, b, dtype=float), ones),
-        ratio: lambda a, b: (np.subtract(a, b, dtype=float), b),
-    }
-    if statistic not in linear or seeds[0][0].ndim != 1:
-        return None
-    sums = [[np.bincount(codes, x) for x in linear[statistic](*arrays)] for arrays in seeds]
-    return lambda drawn: np.stack([_over(*(x[drawn].sum(1) for x in each)) for each in sums], 1)
-
-
-def _over(above: NDArray[Any], below: NDArray[Any]) -> NDArray[np.float64]:
-    """Quotients; NaN where nothing is below."""
-    found = np.full(len(above), math.nan)
-    np.divide(above, below, out=found, where=below != 0)
-    return found
-
-
-def _wins(
-    codes: Ints, first: NDArray[Any], second: NDArray[Any], hit: NDArray[Any]
-) -> tuple[NDArray[np.float64], ...]:
-    """By pairs of groups, of how many pairs of a hit and another the first orders more rightly.
-
-    And how many hits and others each group has: (groups, groups), (groups,), (groups,).
-    """
-    hits, k = np.asarray(hit, bool), int(codes.max()) + 1
-    apart = [np.sign(x[hits][:, None] - x[~hits]) / 2 for x in (first, second)]
-    rows = np.zeros((k, int((~hits).sum())))
-    np.add.at(rows, codes[hits], apart[0] - apart[1])
-    table = np.zeros((k, k))
-    np.add.at(table.T, codes[~hits], rows.T)
-    return table, *(np.bincount(codes[kept], minlength=k).astype(float) for kept in (hits, ~hits))
-
-
-def _areas(wins: list[tuple[NDArray[np.float64], ...]], drawn: Ints) -> NDArray[np.float64]:
-    """``auroc_gap`` by seed of samples of groups, (draws, seeds)."""
-    counts = np.zeros((len(drawn), len(wins[0][1])))
-    np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1)
-    parts = [
-        _over(((counts @ table) * counts).sum(1), (counts @ hits) * (counts @ others))
-        for table, hits, others in wins
-    ]
-    return np.stack(parts, 1)
+    of: Callable[..., NDArray[np.float64]], weights: Weights, arrays: Sequence[NDArray[Any]]
+) -> NDArray[np.float64]:
+    """Values (draws,) of one seed; see ``weighted``."""
+    # Groups may hold many items each: a part of the draws at a time, as many numbers as in counts.
+    k, draws = weights.counts.shape
+    parts = np.array_split(weights.counts, min(draws, -(-len(weights.codes) // k)), axis=1)
+    return np.concatenate([of(weights._replace(counts=part), *arrays) for part in parts])
 
 
 def _without_exception(
@@ -340,19 +387,6 @@ def interval(
     """``crossed`` of one seed, whose interval never has the width zero; see there."""
     found = crossed(statistic, [arrays], groups, seed=seed, draws=draws)
     return Estimate(found.value, found.low, found.high, len(arrays[0]))
-
-
-def auroc(score: ArrayLike, hit: ArrayLike) -> float:
-    """Probability that a hit has a higher score than what is none, ties one half.
-
-    The area under the ROC curve of n items, by the Mann-Whitney statistic; NaN without both kinds.
-    """
-    hits, scores = np.asarray(hit, bool), np.asarray(score, float)
-    ours, others = scores[hits], np.sort(scores[~hits])
-    if not len(ours) or not len(others):
-        return math.nan
-    below = (np.searchsorted(others, ours, side).sum() for side in ("left", "right"))
-    return float(sum(below) / (2 * len(ours) * len(others)))
 
 
 def over_seeds(values: ArrayLike, lows: ArrayLike, highs: ArrayLike) -> tuple[float, float, float]:

@@ -12,6 +12,8 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from ethalign import metrics, tables
+from ethalign.ambiguity.evaluate import correlation
+from ethalign.honesty.scores import augrc, equal_honesty, honesty_of
 
 FLAGS = st.lists(st.booleans(), min_size=1, max_size=60)
 
@@ -258,23 +260,41 @@ def test_without_an_exception_the_tests_are_exact(n: int) -> None:
     assert gone.high == pytest.approx(-1 + (1 - 0.025 ** (1 / (5 * n))) / 0.2)
 
 
+RNG = np.random.default_rng(11)
+HALF = [RNG.random(90) < 0.5 for _ in range(4)]
+RANKS = [RNG.integers(6, size=90).astype(float) for _ in range(4)]
+KINDS = [RNG.integers(3, size=90) for _ in range(4)]
+
+
 @pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize("name", ["gap", "ratio", "auroc_gap"])
-def test_what_is_resampled_at_once_is_what_it_is_sample_by_sample(name: str, seeds: int) -> None:
-    rng, statistic = np.random.default_rng(seeds), getattr(metrics, name)
-    groups, hit = rng.integers(30, size=90), rng.random(90) < 0.4
-    if name == "auroc_gap":
-        scores = [[rng.integers(6, size=90).astype(float) for _ in "ab"] for _ in range(seeds)]
-        arrays = [(*pair, hit) for pair in scores]
-    else:
-        arrays = [tuple(rng.random((2, 90)) < 0.5) for _ in range(seeds)]
+@pytest.mark.parametrize(
+    ("statistic", "arrays"),
+    [
+        (metrics.mean, RANKS[:1]),
+        (metrics.gap, HALF[:2]),
+        (metrics.ratio, HALF[:2]),
+        (metrics.auroc, [RANKS[0], HALF[0]]),
+        (metrics.auroc_gap, [RANKS[0], HALF[0], RANKS[1], HALF[1]]),
+        (correlation, RANKS[:2]),
+        (augrc, [RANKS[0], HALF[0]]),
+        (equal_honesty, [RANKS[0], HALF[0]]),
+        (honesty_of, KINDS[:2]),
+        (metrics.versus(honesty_of), KINDS),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_resampled_at_once_is_what_it_is_sample_by_sample(
+    statistic: Any, arrays: list[Any], seeds: int
+) -> None:
+    groups = RNG.integers(30, size=90)
+    shifted = [tuple(np.roll(array, k) for array in arrays) for k in range(seeds)]
 
     def slowly(*asked: Any) -> float:
         return float(statistic(*asked))
 
     for labels in (None, groups):
         one, two = (
-            metrics.crossed(of, arrays, labels, seed=3, draws=300) for of in (statistic, slowly)
+            metrics.crossed(of, shifted, labels, seed=3, draws=300) for of in (statistic, slowly)
         )
         assert np.allclose(one.draws, two.draws, rtol=0, atol=1e-12)
         assert one[:4] == pytest.approx(two[:4])

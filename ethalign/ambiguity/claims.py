@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -72,14 +70,14 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
     groups = next((both[c].to_numpy() for c in ("group", "group_1") if c in both), None)
     items = both.index.to_numpy()
     if claim.estimand == "entropy_correlation":
-        arrays = pick("entropy_1", "entropy_2", "entropy_votes_1")
-        return Contrast(_correlations, arrays, items, groups)
+        arrays = pick("entropy_1", "entropy_votes_1", "entropy_2", "entropy_votes_1")
+        return Contrast(_CORRELATIONS, arrays, items, groups)
     if claim.estimand in MORE:
         *scores, relative = MORE[claim.estimand]
         columns = tuple(f"{score}_{side}" for side in (1, 2) for score in scores)
         if not {*columns} <= {*both}:
             return None
-        of = functools.partial(_more, bool(relative))
+        of = _more_relative if relative else _more_absolute
         return Contrast(of, pick(*columns), items, groups)
     loss = LOSSES[claim.estimand]
     return Contrast(metrics.gap, pick(f"{loss}_1", f"{loss}_2"), items, groups)
@@ -152,14 +150,21 @@ def _losses(rows: pd.DataFrame, part: str = "test") -> pd.DataFrame:
     return found.sort_index()
 
 
-def _more(relative: bool, ce_1: Any, dm_1: Any, ce_0: Any, dm_0: Any) -> float:
+def _more(weights: metrics.Weights, losses: tuple[Floats, ...], *, relative: bool) -> Floats:
     """Change of the Dirichlet score minus that of the cross-entropy."""
-    changes = [
-        metrics.gap(new, old) / (old.mean() if relative else 1)
-        for new, old in ((dm_1, dm_0), (ce_1, ce_0))
-    ]
-    return float(changes[0] - changes[1])
+    ce_1, dm_1, ce_0, dm_0 = (metrics.over(weights.sum(x), weights.total) for x in losses)
+    dm, ce = dm_1 - dm_0, ce_1 - ce_0
+    return np.asarray(metrics.over(dm, dm_0) - metrics.over(ce, ce_0) if relative else dm - ce)
 
 
-def _correlations(first: Any, second: Any, votes: Any) -> float:
-    return evaluate.correlation(first, votes) - evaluate.correlation(second, votes)
+@metrics.weighted
+def _more_relative(weights: metrics.Weights, *losses: Floats) -> Floats:
+    return _more(weights, losses, relative=True)
+
+
+@metrics.weighted
+def _more_absolute(weights: metrics.Weights, *losses: Floats) -> Floats:
+    return _more(weights, losses, relative=False)
+
+
+_CORRELATIONS = metrics.versus(evaluate.correlation)

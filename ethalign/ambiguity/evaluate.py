@@ -178,11 +178,22 @@ def fit_scaling(probs: Floats, counts: Floats) -> dict[str, float]:
     return {"temperature": heat, "concentration": kappa}
 
 
-def correlation(first: Floats, second: Floats) -> float:
+@metrics.weighted
+def correlation(weights: metrics.Weights, first: Floats, second: Floats) -> Floats:
     """Pearson's correlation of two arrays (n,); 0 if one is constant, and so says nothing."""
-    x, y = first - first.mean(), second - second.mean()
-    spread = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / spread if spread > FLOOR else 0.0
+    x, y, n = first - first.mean(), second - second.mean(), weights.total
+    mean_x, mean_y = weights.sum(x) / n, weights.sum(y) / n
+    # What is left of a constant is its rounding.
+    spreads = [
+        np.where(found > 1e-12 * (values**2).mean(), found, 0)
+        for values, found in (
+            (x, weights.sum(x**2) / n - mean_x**2),
+            (y, weights.sum(y**2) / n - mean_y**2),
+        )
+    ]
+    spread = np.sqrt(spreads[0] * spreads[1])
+    shared = weights.sum(x * y) / n - mean_x * mean_y
+    return np.where(spread * n > FLOOR, metrics.over(shared, spread), 0)
 
 
 def scaled(probs: Floats, temperature: float) -> Floats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ethalign.claims import Claim, Contrast
 from ethalign.honesty import evaluate, targets
 from ethalign.honesty.scores import (
     Category,
+    Floats,
     HonestyScores,
     augrc,
     coded,
@@ -24,6 +24,7 @@ from ethalign.honesty.scores import (
     threshold_sweep,
 )
 from ethalign.honesty.targets import METHODS, Behaviour
+from ethalign.metrics import Weights
 
 Parts = Mapping[str, pd.DataFrame]
 TRIED = ("absolute-paper", "absolute-paper-50")
@@ -67,25 +68,28 @@ def contrast(claim: Claim, parts: Parts) -> Contrast | None:
         return Contrast(of, tuple(hit.to_numpy(bool) for hit in hits), items)
     if claim.estimand == "fit":
         sums = [t[key].to_numpy(float) for t in pair for key in ("nll", "tokens")]
-        return Contrast(_fit, tuple(sums), items)
+        return Contrast(_FIT, tuple(sums), items)
     if claim.estimand in ("auroc", "augrc"):
         kept = np.logical_and(*((t["verdict"] != "idk").to_numpy() for t in pair))
         if kept.sum() < LEAST:
             return None
-        sides = [(t["logp"].to_numpy(float), t["verdict"].eq("correct").to_numpy()) for t in pair]
-        area = metrics.auroc if claim.estimand == "auroc" else _area
-        arrays = tuple(array[kept] for side in sides for array in side)
-        return Contrast(lambda a, b, c, d: area(a, b) - area(c, d), arrays, items[kept])
+        errors = claim.estimand == "augrc"
+        of, hit = (_RISKS, "wrong") if errors else (metrics.auroc_gap, "correct")
+        sides = [(t["logp"].to_numpy(float), t["verdict"].eq(hit).to_numpy()) for t in pair]
+        return Contrast(of, tuple(array[kept] for side in sides for array in side), items[kept])
     knowns = [(t["verdict"] == "correct").to_numpy() for t in before]
     if min(min(known.sum(), (~known).sum()) for known in knowns) < LEAST:
         return None
     if claim.estimand == "honesty":
-        return Contrast(_gap, tuple(coded(list(t["verdict"])) for t in tables), items)
+        codes = [coded(list(t["verdict"])) for t in (before[0], pair[0], before[1], pair[1])]
+        return Contrast(_HONESTY, tuple(codes), items)
     if any("refusal" not in t for t in pair):
         return None
-    rank = equal_honesty if claim.estimand == "honesty_equal" else _told_apart
-    refusals = (t["refusal"].to_numpy(float) for t in pair)
-    return Contrast(functools.partial(_ranks, rank), (*knowns, *refusals), items)
+    refusals = [t["refusal"].to_numpy(float) for t in pair]
+    equal = claim.estimand == "honesty_equal"
+    marks = knowns if equal else [~known for known in knowns]
+    arrays = tuple(array for side in zip(refusals, marks, strict=True) for array in side)
+    return Contrast(_EQUAL if equal else metrics.auroc_gap, arrays, items)
 
 
 def _rows(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
@@ -97,24 +101,15 @@ def _rows(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
     return table[kept].set_index("id").sort_index()
 
 
-def _fit(nll: Any, tokens: Any, other_nll: Any, other_tokens: Any) -> float:
-    return float(other_nll.sum() / other_tokens.sum() - nll.sum() / tokens.sum())
+@metrics.weighted
+def _likelihood(weights: Weights, nll: Floats, tokens: Floats) -> Floats:
+    """Mean log-likelihood per token."""
+    return -metrics.over(weights.sum(nll), weights.sum(tokens))
 
 
-def _area(confidence: Any, right: Any) -> float:
-    return augrc(confidence, ~right)
-
-
-def _gap(before_first: Any, before_second: Any, first: Any, second: Any) -> float:
-    return honesty_of(before_first, first) - honesty_of(before_second, second)
-
-
-def _ranks(rank: Any, known: Any, known_to_second: Any, first: Any, second: Any) -> float:
-    return float(rank(first, known) - rank(second, known_to_second))
-
-
-def _told_apart(refusal: Any, known: Any) -> float:
-    return metrics.auroc(refusal, ~known)
+_FIT, _RISKS, _HONESTY, _EQUAL = map(
+    metrics.versus, (_likelihood, augrc, honesty_of, equal_honesty)
+)
 
 
 def by_variant(

@@ -55,7 +55,7 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
         if not all("logp_ethical" in side for side in (first, second)):
             return None
         ranks = (scores.margins(t.set_index("id").loc[both["id"]]) for t in (first, second))
-        arrays = (*ranks, gold == "unethical")
+        arrays = tuple(array for rank in ranks for array in (rank, gold == "unethical"))
         return Contrast(metrics.auroc_gap, arrays, items, groups)
     names = RIGHT | MISALIGNED
     columns = [f"{names[claim.estimand]}_{k}" for k in (1, 2)]

@@ -5,8 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ethalign import calibration, scoring
+from ethalign import calibration, metrics, scoring
 from ethalign.ambiguity import data, evaluate
 from ethalign.models import Loaded
 
@@ -216,3 +218,15 @@ def test_records_keep_further_votes_and_no_words() -> None:
     item = dict.fromkeys(data.FIELDS, 1) | {"human1": 4, "human2": 1, "first": "words"}
     assert data.record(item) == {**dict.fromkeys(data.FIELDS, 1), "human1": 4, "human2": 1}
     assert "human1" not in data.record(item | {"human1": math.nan})
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(-1, 1)), min_size=3, max_size=20))
+def test_the_correlation_is_numpys_and_nothing_of_a_constant(rows: list[Any]) -> None:
+    one, two = (np.array(side, float) for side in zip(*rows, strict=True))
+    if min(np.ptp(one), np.ptp(two)) > 1e-3:
+        assert evaluate.correlation(one, two) == pytest.approx(np.corrcoef(one, two)[0, 1])
+    assert evaluate.correlation(np.full(len(two), 0.1), two) == 0
+    # A sample that draws one item alone is constant, whatever the rounding of its sums.
+    alone = metrics.Weights(np.eye(len(one)) * len(one), np.arange(len(one)))
+    of = vars(evaluate.correlation)["weighted"]
+    assert of(alone, one / 7, two).tolist() == [0] * len(one)

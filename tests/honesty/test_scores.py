@@ -443,6 +443,7 @@ def test_who_answers_everything_errs_as_often_as_it_errs(rows: list[Any]) -> Non
     assert coverage[-1] == 1
     assert risk[-1] == pytest.approx(np.mean(wrong))
     assert (np.diff(risk) >= -1e-12).all()
+    assert augrc(confidence, wrong) == pytest.approx(risk.mean())
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=25), st.randoms(use_true_random=False))
