@@ -36,6 +36,9 @@ FOUND = ("difference", "low", "high", "p", "holm", "n", "seeds", "detectable", "
 COLUMNS = [*TOLD, "unit", "run", "model", *FOUND]
 
 
+Seeds = dict[int, dict[str, pd.DataFrame]]
+
+
 class Claim(pydantic.BaseModel, extra="forbid", frozen=True):
     """One entry of a ``claims.yaml``; ``estimand`` is a word that the study's contrast knows."""
 
@@ -162,6 +165,9 @@ def _basis(name: str, home: Path) -> str:
 def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
     """Every claim of a study, tested on every model of every run.
 
+    A claim of what has a model of its own alone, such as one about two encoders, is tested once,
+    on that model, and not beside every language model.
+
     Args:
         name: of the study.
         homes: folders ``<runs>/<study>/<scale>`` by the name of the run. One that holds no runs
@@ -174,16 +180,26 @@ def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
         found) and ``verdict``: ``supported``, ``contradicted``, ``inconclusive`` (neither at a
         corrected 5 %, or within the error of the resampling) or ``not run``.
     """
-    owner, rows = study.find(name), []
+    owner, entries, rows = study.find(name), declared(name), []
     for place, (run, home) in enumerate(homes.items()):
-        tables = _parts(owner, home)
+        tables, own, beside = _parts(owner, home)
         if not tables and place == len(homes) - 1:
             tables = {"": {}}
+        alone = {claim: tested(owner, claim, beside) for claim in entries if beside}
+        alone = {claim: found for claim, found in alone.items() if found["n"]}
+        shared = [claim for claim in entries if claim not in alone]
+        found = {
+            **{
+                (model, claim): tested(owner, claim, _beside(claim, seeds, home / model))
+                for model, seeds in tables.items()
+                for claim in shared
+            },
+            **{(own, claim): numbers for claim, numbers in alone.items()},
+        }
         rows += [
             {**{key: getattr(claim, key) for key in (*TOLD, "unit")}, "run": run, "model": model}
-            | tested(owner, claim, _beside(claim, seeds, home / model))
-            for model, seeds in tables.items()
-            for claim in declared(name)
+            | numbers
+            for (model, claim), numbers in found.items()
         ]
     table = pd.DataFrame(rows, columns=[*COLUMNS, "side", "most"])
     keys = [table[key] for key in ("family", "run", "model")]
@@ -200,27 +216,29 @@ def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
     return table[COLUMNS]
 
 
-def _parts(owner: study.Study, home: Path) -> dict[str, dict[int, dict[str, pd.DataFrame]]]:
-    """Predictions by model, seed and variant.
+def _parts(owner: study.Study, home: Path) -> tuple[dict[str, Seeds], str, Seeds]:
+    """Predictions by model, seed and variant; what has a model of its own, and that model's name.
 
-    What has a model of its own (baselines, encoders) stands beside every language model.
+    What has one (baselines, encoders) stands beside every language model, or alone.
     """
-    own = {stage.variant for stage in owner.stages if stage.variant}
-    found: dict[str, dict[int, dict[str, pd.DataFrame]]] = {}
-    beside: dict[int, dict[str, pd.DataFrame]] = {}
+    apart = {stage.variant for stage in owner.stages if stage.variant}
+    found: dict[str, Seeds] = {}
+    beside: Seeds = {}
+    own = ""
     for seed in results.seeds(home):
         for model, variants in results.predictions(home, seed).items():
             for variant, table in variants.items():
-                if variant in own:
-                    beside.setdefault(seed, {})[variant] = table
+                if variant in apart:
+                    own, beside.setdefault(seed, {})[variant] = model, table
                 else:
                     found.setdefault(model, {}).setdefault(seed, {})[variant] = table
     if beside and not found:
-        return {"": beside}
-    return {
+        return {"": beside}, "", {}
+    merged = {
         model: {seed: {**beside.get(seed, {}), **tables} for seed, tables in seeds.items()}
         for model, seeds in found.items()
     }
+    return merged, own, beside
 
 
 def _beside(

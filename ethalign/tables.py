@@ -57,7 +57,8 @@ def facts(name: str, scale: str = "small") -> dict[str, Any]:
     reference = results.published(name, scale)
     means = results.pooled(reference)
     more = owner.facts(reference, results.RESULTS / name / scale)
-    asked = sorted(filter(None, tests.recorded(name, scale)["model"].unique()), key=size_of)
+    primary = _of_family(tests.recorded(name, scale), "primary")
+    asked = sorted(filter(None, primary["model"].unique()), key=size_of)
     ends = {"smallest": asked[0], "largest": asked[-1]} if asked else {}
     seeds = reference.groupby(["model", "variant"])["seed"].nunique()
     main, on = owner.main.replace("-", "_"), _scores(means)

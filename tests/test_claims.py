@@ -29,6 +29,9 @@ ENTRY = {
 }
 
 
+OWN = tuple(study.Stage(name, variant=name) for name in ("beside", "aside"))
+
+
 def told(**changes: Any) -> claims.Claim:
     return claims.Claim.model_validate({**ENTRY, **changes})
 
@@ -44,7 +47,7 @@ def contrast(claim: claims.Claim, parts: Mapping[str, pd.DataFrame]) -> claims.C
 def assess(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Claims of a study of this test, on rows that it writes."""
     monkeypatch.setattr(config, "ROOT", tmp_path)
-    owner = study.Study("toy", "", config.Run, (study.Stage("own", variant="beside"),))
+    owner = study.Study("toy", "", config.Run, OWN)
     monkeypatch.setattr(study, "find", lambda name: owner._replace(claims=contrast))
 
     def assessed(
@@ -110,6 +113,18 @@ def test_seeds_are_taken_together_and_what_has_a_model_of_its_own_stands_beside(
     assert found.loc["b-beats-a", "difference"] == pytest.approx(0.125)
     assert found.loc["beside", "seeds"] == 1
     assert list(found["model"]) == ["m", "m"]
+
+
+def test_what_is_said_of_other_models_alone_is_tested_once(assess: Any) -> None:
+    """Beside each of two models it would stand twice, and make their own corrections larger."""
+    a, b = [0, 0, 1, 1] * 10, [1, 1, 1, 0] * 10
+    found = assess(
+        [{}, {"id": "apart", "first": "beside", "second": "aside"}],
+        {"m/A/0": a, "m/B/0": b, "n/A/0": a, "n/B/0": b, "other/beside/0": b, "other/aside/0": a},
+    )
+    rows = [("b-beats-a", "m"), ("b-beats-a", "n"), ("apart", "other")]
+    assert [*zip(found["id"], found["model"], strict=True)] == rows
+    assert (found["holm"] == found["p"]).all()
 
 
 def test_a_model_as_it_is_stands_beside_every_seed_of_another(assess: Any, tmp_path: Path) -> None:
