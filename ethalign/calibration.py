@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, sparse, special
 
-from ethalign.metrics import Estimate, f1
+from ethalign.metrics import TAILS, Estimate, f1
 
 Floats = NDArray[np.float64]
 # Below this a fitted concentration is zero for every purpose (Lourie et al. use the same bound).
@@ -259,7 +259,8 @@ class Group(NamedTuple):
     """Items with neighbouring probabilities: their mean, the mean share of votes, and how many.
 
     ``low`` and ``high`` are where the mean share of votes would lie in 95 % of samples if the
-    probabilities were right.
+    probabilities were right (Student's t), and ``error`` is its standard error. One item alone
+    tells none of the three: NaN.
     """
 
     probability: float
@@ -267,6 +268,7 @@ class Group(NamedTuple):
     low: float
     high: float
     n: int
+    error: float
 
 
 def quantile_groups(probs: ArrayLike, human: ArrayLike, bins: int = 10) -> list[Group]:
@@ -287,9 +289,11 @@ def quantile_groups(probs: ArrayLike, human: ArrayLike, bins: int = 10) -> list[
     place, found = np.searchsorted(edges, p, side="left"), []
     for k in np.unique(place):
         one, votes = p[place == k], h[place == k]
-        half = 1.96 * math.sqrt(_variance(votes - one))
-        mean = float(one.mean())
-        found.append(Group(mean, float(votes.mean()), mean - half, mean + half, len(one)))
+        mean, n = float(one.mean()), len(one)
+        error = float((votes - one).std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+        half = error * float(special.stdtrit(n - 1, TAILS[1])) if n > 1 else math.nan
+        low, high = np.clip([mean - half, mean + half], 0, 1).tolist()
+        found.append(Group(mean, float(votes.mean()), low, high, n, error))
     return found
 
 
@@ -307,17 +311,12 @@ def debiased_calibration_error(probs: ArrayLike, human: ArrayLike, bins: int = 1
     if not n:
         return Estimate(math.nan, math.nan, math.nan, 0)
     weight = np.array([g.n / n for g in groups])
-    noise = np.array([((g.high - g.probability) / 1.96) ** 2 for g in groups])
+    noise = np.array([g.error**2 for g in groups])
     gap = np.array([(g.share - g.probability) ** 2 for g in groups]) - noise
     spread = math.sqrt((weight**2 * (4 * noise * np.maximum(gap, 0) + 2 * noise**2)).sum())
     square = float(weight @ gap)
     low, value, high = (math.sqrt(max(0.0, square + side * 1.96 * spread)) for side in (-1, 0, 1))
     return Estimate(value, low, high, n)
-
-
-def _variance(x: Floats) -> float:
-    """Variance of the mean of x, (n,); that of one item is taken for zero."""
-    return float(x.var(ddof=1) / len(x)) if len(x) > 1 else 0.0
 
 
 def total_variation(probs: ArrayLike, human: ArrayLike) -> Floats:
@@ -330,7 +329,8 @@ def dyadic(values: ArrayLike, pairs: ArrayLike) -> Estimate:
     """Mean of a value per pair with an interval for pairs that share members, such as actions.
 
     The variance sums the products of the deviations of all pairs that share a member (Aronow,
-    Samii and Assenova 2015), and is never less than if pairs were independent.
+    Samii and Assenova 2015), and is never less than if pairs were independent. One pair alone has
+    no interval: NaN.
 
     Args:
         values: (n,) of pairs.
@@ -345,7 +345,7 @@ def dyadic(values: ArrayLike, pairs: ArrayLike) -> Estimate:
     away = x - x.mean()
     shared = (held @ held.T > 0).astype(float)
     square = max(float(away @ (shared @ away)), float(away @ away)) / max(1, n - 1) / n
-    half = 1.96 * math.sqrt(square)
+    half = 1.96 * math.sqrt(square) if n > 1 else math.nan
     return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half), n)
 
 

@@ -308,6 +308,19 @@ def test_quantile_groups_tell_apart_what_lies_in_one_bin_of_equal_width() -> Non
     assert not groups[0].low <= groups[0].share <= groups[0].high, "ten times too timid"
 
 
+def test_the_bands_of_small_groups_hold_what_they_promise_and_one_item_has_none() -> None:
+    """With the normal distribution's 1.96 they are far too narrow."""
+    inside, narrow = [], []
+    for seed in range(300):
+        for g in calibration.quantile_groups(*crowd(40, seed), 10):
+            inside.append(g.low <= g.share <= g.high)
+            narrow.append(abs(g.share - g.probability) <= 1.96 * g.error)
+    assert np.mean(inside) > 0.93
+    assert np.mean(narrow) < 0.89, "else this test sees nothing"
+    assert all(math.isnan(g.low) for g in calibration.quantile_groups(*crowd(1)))
+    assert math.isnan(calibration.dyadic([0.3], [["a", "b"]]).low)
+
+
 def test_debiased_calibration_error_is_about_zero_for_a_perfect_predictor() -> None:
     """The plain one is not; a predictor that is off by a tenth gets a tenth."""
     found, plain, covered = [], [], 0

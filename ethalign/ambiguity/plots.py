@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
-from ethalign import plots
+from ethalign import metrics, plots
 from ethalign.ambiguity.data import STRATA
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def reliability(curves: Mapping[str, Sequence[Group]]) -> Axes:
     _, axes = plt.subplots(figsize=(5.5, 4.5))
     look = plots.looks(curves, plots.variants("ambiguity"))
     for name, groups in curves.items():
-        p, share, low, high, _ = np.array(groups).T
+        p, share, low, high, *_ = np.array(groups).T
         axes.fill_between(p, low, high, color=look[name]["color"], alpha=0.15, linewidth=0)
         axes.plot(p, share, linewidth=1, label=name, **look[name])
     axes.axline(
@@ -59,7 +60,8 @@ def against(votes: Any, model: Any, xlabel: str, ylabel: str) -> Axes:
     _, axes = plt.subplots(figsize=(4.5, 4.5))
     axes.scatter(votes, model, s=8, alpha=0.5, color=plots.PALETTE[0])
     groups = pd.DataFrame({"x": votes, "y": model}).groupby(np.round(votes, 1))
-    x, y, error = groups["x"].mean(), groups["y"].mean(), 1.96 * groups["y"].sem().fillna(0)
+    x, y, error = groups["x"].mean(), groups["y"].mean(), groups["y"].sem()
+    error *= special.stdtrit(groups.size().to_numpy() - 1, metrics.TAILS[1])  # NaN of one item
     axes.errorbar(x, y, yerr=error, fmt="o-", color=plots.PALETTE[1], capsize=3, label="mean")
     ends = (0, max(1e-9, np.max(votes)))
     axes.plot(ends, ends, "--", color="black", linewidth=1, label="as the votes")
