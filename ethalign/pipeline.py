@@ -309,7 +309,8 @@ def rule(job: Job, point: str = ".", same: Job | None = None) -> dict[str, Any]:
         "name": re.sub(r"\W", "_", "_".join(parts)),
         "input": [str(j.page) for j in (*job.before().values(), *([same] if same else []))],
         "output": str(job.page),
-        "alone": job.stage.alone,
+        # To take over what another job left wants no processor for itself.
+        "alone": job.stage.alone and not same,
         "gpu": int(on_gpu(job)),
         "call": shlex.join(call),
     }

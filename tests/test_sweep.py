@@ -166,6 +166,20 @@ def test_a_sweep_that_comes_ready_resolves(path: Path) -> None:
             config.resolve(spec.study, variant, spec.scale, 0, {**spec.fixed, **point})
 
 
+def test_points_that_share_a_long_stage_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """Each took all processors to copy what the first had worked out: no two ran side by side."""
+    spec = {**SPEC, "study": "honesty", "variants": ["absolute"], "seeds": [0]}
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump({**spec, "grid": {"tuning.lr": [1.0e-4, 5.0e-4]}}))
+    points = {name: {"honesty": more} for name, more in sweep.points(sweep.read(path)).items()}
+    settings = {
+        **{"studies": {"honesty": {}}, "points": points, "variants": ["absolute"]},
+        **{"scale": "smoke", "seeds": [0], "runs": str(tmp_path / "runs"), "stage": "evaluate"},
+    }
+    shared = [r for r in pipeline.rules(settings) if r["name"].startswith("honesty_knowledge_")]
+    assert [("--same" in r["call"], r["alone"]) for r in shared] == [(False, True), (True, False)]
+
+
 def test_an_ablation_says_what_each_choice_was_worth_and_chooses_nothing(tmp_path: Path) -> None:
     points = {"reference": {}, "warm": {"evaluation.temperature": 1}, "not-run": {"tuning.lr": 1}}
     choice = {"dataset": "dfar", "stratum": "clean", "metric": "misaligned", "best": "lowest"}
