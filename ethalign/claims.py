@@ -185,21 +185,13 @@ def assess(name: str, homes: Mapping[str, Path]) -> pd.DataFrame:
         tables, own, beside = _parts(owner, home)
         if not tables and place == len(homes) - 1:
             tables = {"": {}}
-        alone = {claim: tested(owner, claim, beside) for claim in entries if beside}
-        alone = {claim: found for claim, found in alone.items() if found["n"]}
-        shared = [claim for claim in entries if claim not in alone]
-        found = {
-            **{
-                (model, claim): tested(owner, claim, _beside(claim, seeds, home / model))
-                for model, seeds in tables.items()
-                for claim in shared
-            },
-            **{(own, claim): numbers for claim, numbers in alone.items()},
-        }
+        alone = {claim for claim in entries if _compared(owner, claim, beside)}
         rows += [
             {**{key: getattr(claim, key) for key in (*TOLD, "unit")}, "run": run, "model": model}
-            | numbers
-            for (model, claim), numbers in found.items()
+            | tested(owner, claim, _beside(claim, seeds, home / model))
+            for model, seeds in (*tables.items(), (own, beside))
+            for claim in entries
+            if (claim in alone) == (seeds is beside)
         ]
     table = pd.DataFrame(rows, columns=[*COLUMNS, "side", "most"])
     keys = [table[key] for key in ("family", "run", "model")]
@@ -263,8 +255,7 @@ def tested(
     ``side`` is 1 where they lean for the claim, -1 against it, 0 where nothing could be compared;
     ``most`` is p with the error of the resampling.
     """
-    contrasts = [owner.claims(claim, parts) for parts in seeds.values()] if owner.claims else []
-    made = _aligned([c for c in contrasts if c is not None and len(c.items)])
+    made = _aligned(_compared(owner, claim, seeds))
     if not made:
         nothing = dict.fromkeys(("difference", "low", "high", "p", "most", "detectable"), math.nan)
         return {**nothing, "n": 0, "seeds": 0, "side": 0}
@@ -279,6 +270,14 @@ def tested(
     reach = math.nan if claim.direction == "equivalent" else found.detectable
     more = {"detectable": reach - claim.margin, "n": len(first.items), "seeds": len(made)}
     return {**estimate, **more, "most": most, "side": side}
+
+
+def _compared(
+    owner: study.Study, claim: Claim, seeds: Mapping[int, Mapping[str, pd.DataFrame]]
+) -> list[Contrast]:
+    """The contrasts of those seeds that have what the claim compares."""
+    contrasts = [owner.claims(claim, parts) for parts in seeds.values()] if owner.claims else []
+    return [c for c in contrasts if c is not None and len(c.items)]
 
 
 def _aligned(seeds: list[Contrast]) -> list[Contrast]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -77,8 +78,7 @@ def contrast(claim: Claim, parts: Mapping[str, pd.DataFrame]) -> Contrast | None
         columns = tuple(f"{score}_{side}" for side in (1, 2) for score in scores)
         if not {*columns} <= {*both}:
             return None
-        of = _more_relative if relative else _more_absolute
-        return Contrast(of, pick(*columns), items, groups)
+        return Contrast(_CHANGES[bool(relative)], pick(*columns), items, groups)
     loss = LOSSES[claim.estimand]
     return Contrast(metrics.gap, pick(f"{loss}_1", f"{loss}_2"), items, groups)
 
@@ -150,21 +150,12 @@ def _losses(rows: pd.DataFrame, part: str = "test") -> pd.DataFrame:
     return found.sort_index()
 
 
-def _more(weights: metrics.Weights, losses: tuple[Floats, ...], *, relative: bool) -> Floats:
+def _more(relative: bool, weights: metrics.Weights, *losses: Floats) -> Floats:
     """Change of the Dirichlet score minus that of the cross-entropy."""
     ce_1, dm_1, ce_0, dm_0 = (metrics.over(weights.sum(x), weights.total) for x in losses)
     dm, ce = dm_1 - dm_0, ce_1 - ce_0
     return np.asarray(metrics.over(dm, dm_0) - metrics.over(ce, ce_0) if relative else dm - ce)
 
 
-@metrics.weighted
-def _more_relative(weights: metrics.Weights, *losses: Floats) -> Floats:
-    return _more(weights, losses, relative=True)
-
-
-@metrics.weighted
-def _more_absolute(weights: metrics.Weights, *losses: Floats) -> Floats:
-    return _more(weights, losses, relative=False)
-
-
+_CHANGES = {is_so: metrics.weighted(functools.partial(_more, is_so)) for is_so in (True, False)}
 _CORRELATIONS = metrics.versus(evaluate.correlation)
