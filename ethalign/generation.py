@@ -211,6 +211,7 @@ class _Decoder:
         """
         pad = self.tokenizer.pad_token_id
         hidden, cache, rows = read(self.model, ids, self.opening, pad)
+        hidden = hidden[:, -1:]
         besides = np.zeros((len(ids), 0))
         if answers[0]:
             kept = copy.deepcopy(cache)  # scoring leaves its own tokens in the cache

@@ -116,8 +116,8 @@ def read(
     """Prompts that begin with an opening, which is read once for all of them.
 
     Returns:
-        The last hidden state of each (rows, 1, width), the cache, and the prompts behind the
-        opening with a mask that covers it.
+        The last hidden states of what stands behind the opening (rows, length, width), the
+        cache, and that with a mask which covers the opening too.
     """
     import torch
 
@@ -129,7 +129,7 @@ def read(
         ones = torch.ones_like(rows.mask[:, :1]).repeat(1, before)
         rows = Padded(rows.ids, torch.cat([ones, rows.mask], 1), rows.position + before)
     hidden, cache = backbone(model, *rows, cache, use_cache=use_cache or bool(before))
-    return hidden[:, -1:], cache, rows
+    return hidden, cache, rows
 
 
 def _score(
@@ -142,7 +142,8 @@ def _score(
 ) -> NDArray[np.float64]:
     """Log-probabilities of the answers behind each row, (rows, choices)."""
     long = any(len(ids) > 1 for row in answers for ids in row)
-    return behind(model, head, *read(model, asked, opening, pad, use_cache=long), answers, pad)
+    hidden, cache, rows = read(model, asked, opening, pad, use_cache=long)
+    return behind(model, head, hidden[:, -1:], cache, rows, answers, pad)
 
 
 def behind(

@@ -21,7 +21,7 @@ import numpy as np
 
 from ethalign import models, records, sources
 from ethalign.config import Endpoint, Model, Run, Tuning, UserError, digest
-from ethalign.scoring import backbone, left_pad, logits, split
+from ethalign.scoring import left_pad, logits, read, shared, split
 
 #: The label of a position that does not count in the loss.
 IGNORED = -100
@@ -410,15 +410,16 @@ def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> An
 
     Only the hidden states that predict a target meet the vocabulary, as one matrix (targets,
     width): logits of all positions would be the largest array of all, and a slice of them has
-    the head's weights copied for every row.
+    the head's weights copied for every row. What all rows begin with is read once, forward and
+    backward, with one draw of dropout.
     """
     import torch
 
-    asked = left_pad([row.ids for row in rows], pad, device)
-    labels = left_pad([[IGNORED, *row.labels[1:]] for row in rows], IGNORED, "cpu").ids
-    labels = labels[:, 1:].to(device)
+    opening = _opening(model, rows)
+    hidden, *_ = read(model, [row.ids for row in rows], opening, pad, use_cache=False)
+    behind = [[IGNORED, *row.labels[len(opening) + 1 :]] for row in rows]
+    labels = left_pad(behind, IGNORED, "cpu").ids[:, 1:].to(device)
     counted = labels != IGNORED
-    hidden, _ = backbone(model, *asked, use_cache=False)
     scores = logits(model, hidden[:, :-1][counted]).float()
     nll = torch.nn.functional.cross_entropy(scores, labels[counted], reduction="none")
     weights = torch.tensor([row.weight for row in rows], device=device)
@@ -431,6 +432,17 @@ def batch_loss(model: Any, rows: Sequence[Encoded], pad: int, device: str) -> An
             lost = scores[at, labels[k, place - len(row.ids)]] - scores[at, second]
             loss = loss + row.weight * (1 - share) * lost
     return loss
+
+
+def _opening(model: Any, rows: Sequence[Encoded]) -> list[int]:
+    """The tokens that all rows begin with, up to the first that one of them learns."""
+    # Checkpointed layers keep no cache.
+    if any(getattr(layer, "gradient_checkpointing", False) for layer in model.modules()):
+        return []
+    ids, labels = [row.ids for row in rows], [row.labels[1:] for row in rows]
+    ends = [next(k for k, label in enumerate(row, 1) if label != IGNORED) for row in labels]
+    before = [row[:end] for row, end in zip(ids, ends, strict=True)]
+    return shared(model, before, max(map(len, ids)) - min(ends))
 
 
 def _leaves(tree: dict[Any, Any], place: str = "") -> Iterator[tuple[str, Any]]:

@@ -77,6 +77,50 @@ def test_the_loss_is_that_of_a_plain_forward_pass(fresh_tiny: Loaded) -> None:
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
+OPENING = "Answer the question. If you do not know the answer, it is right to say so. "
+OPENED = [
+    tuning.Example(OPENING + f"Q: {'Who wrote it? ' * k}A:", f" It was {'not ' * (3 - k)}I.")
+    for k in range(4)
+]
+
+
+@pytest.mark.parametrize("loss", ["completion", "sequence"])
+def test_what_all_rows_begin_with_is_learnt_from_once_and_as_before(
+    fresh_tiny: Loaded, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [tuning.encode(fresh_tiny.tokenizer, e, settings(loss=loss)) for e in OPENED]
+    rows[1] = rows[1]._replace(weight=0.25)
+    model = tuning.adapt(fresh_tiny, settings())
+    model.train()
+    for name, value in model.named_parameters():  # else half of the gradients are zero
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.1, generator=torch.Generator().manual_seed(0))
+
+    def learnt(*batches: list[tuning.Encoded]) -> tuple[float, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        total = sum(tuning.batch_loss(model, batch, 2, "cpu") for batch in batches)
+        total.backward()
+        slopes = {k: p.grad.clone() for k, p in model.named_parameters() if p.requires_grad}
+        return float(total.detach()), slopes
+
+    read: list[tuple[int, ...]] = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda layer, fed, out: read.append(tuple(fed[0].shape))
+    )
+    alone, wanted = learnt(*([row] for row in rows))
+    read.clear()
+    together, found = learnt(rows)
+    assert together == pytest.approx(alone, rel=1e-5)
+    for name, slope in wanted.items():
+        assert slope.any()
+        assert torch.allclose(found[name], slope, rtol=1e-3, atol=1e-5 * float(slope.abs().max()))
+    longest = max(len(row.ids) for row in rows)
+    columns = enumerate(zip(*(row.ids for row in rows), strict=False))
+    same = next(place for place, ids in columns if len(set(ids)) > 1)
+    # A token that is learnt, or says what the next one is, is read with its row.
+    assert read == ([(1, same), (4, longest - same)] if loss == "completion" else [(4, longest)])
+
+
 def test_accumulation_gives_the_update_of_the_larger_batch(tmp_path: Path) -> None:
     found = []
     for name, size, steps in (("a", 8, 1), ("b", 2, 4)):
