@@ -125,7 +125,7 @@ def hours(job: Job, total: int, device: str, dtype: str = "") -> tuple[float, st
                 times = total / then.size
                 spent = then.seconds / then.rows * rows * times / 3600
                 by = f"{then.model} in {then.dtype} on {then.device}"
-                other = device == "cpu" and then.fast != fast
+                other = device == "cpu" and then.fast is not None and then.fast != fast
                 by += f", {OTHER[fast]}" if other else ""
                 found.append((other, then.dtype != dtype, abs(math.log(times)), spent, by))
     return min(found, key=lambda record: record[:3])[3:] if found else None
@@ -134,7 +134,8 @@ def hours(job: Job, total: int, device: str, dtype: str = "") -> tuple[float, st
 class Measured(NamedTuple):
     """How long a stage took: rows of so many parameters, seconds, in what precision, on what.
 
-    ``fast``: some model of the stage was in bfloat16, which is slow where no unit is made for it.
+    ``fast``: some model of the stage was in bfloat16, which is slow where no unit is made for it;
+    None where all were asked for in float32, from which nobody can tell.
     """
 
     size: int
@@ -143,7 +144,7 @@ class Measured(NamedTuple):
     model: str
     dtype: str
     device: str
-    fast: bool
+    fast: bool | None
 
 
 @functools.lru_cache(maxsize=1000)
@@ -158,8 +159,9 @@ def _measured(
     then = kind.model_validate(read_yaml(path.parent / "config.yaml"))
     size = _parameters(then.model)
     rows = work(then, stage) if size else 0
-    fast = any(note.startswith("dtype bfloat16") for note in facts["notes"])
-    how = used["id"], used["dtype"], used["device"], fast
+    notes = [note for note in facts["notes"] if note.startswith("dtype")]
+    chosen = [note.startswith("dtype bfloat16") for note in notes if "float32: as" not in note]
+    how = used["id"], used["dtype"], used["device"], any(chosen) if chosen else None
     return Measured(size, rows, facts["seconds"], *how) if rows else None
 
 
@@ -241,6 +243,10 @@ def _needs(job: Job, name: str) -> tuple[str, float | None]:
     dtype, _ = models.choose_dtype(run.model.dtype, device)
     found, here = shape(run.model), models.device_name(device)
     training = "adapter" in job.stage.outputs
+    # A study may have its answers in more than the model's own precision.
+    asked = run.evaluation.model_dump().get("precision", "model")
+    if asked != "model" and not training and run.model.quantization == "none":
+        dtype = asked
     least, most = (b / 1e9 for b in memory(run, found, dtype, training=training))
     have = models.capacity(device) / 1e9
     size = f"{run.model.id}, {found.total / 1e9:.2g} billion parameters"

@@ -545,6 +545,9 @@ def test_an_estimate_says_that_the_record_is_of_another_kind_of_processor(
     honest = study.job("honesty", "knowledge", "knowledge", "small", 0, given, tmp_path)
     told = list(estimate.lines({"": [honest]}))
     assert (slower in told[0], quicker in told[0]) == (False, not fast), "float32 by its judge"
+    answer = study.job("honesty", "evaluate", "absolute", "small", 0, given, tmp_path)
+    told += estimate.lines({"": [answer]})
+    assert all(" h as smollm2-135m-instruct in float32 " in line for line in told), told
 
 
 def test_an_estimate_fetches_no_model_that_was_only_measured_with(
