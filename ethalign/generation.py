@@ -21,7 +21,7 @@ from ethalign.scoring import (
     left_pad,
     read,
     shared,
-    split,
+    split_all,
     wide,
 )
 
@@ -87,10 +87,13 @@ def write(
     Returns:
         n * samples texts without special tokens, the samples of one prompt side by side. The
         probability is that of the tokens at temperature 1, an end of sequence included.
+
+    Raises:
+        ValueError: a choice without tokens.
     """
     import torch
 
-    pairs = [split(tokenizer, prompt, choices) for prompt in prompts]
+    pairs = split_all(tokenizer, prompts, choices)
     ids = [before for before, _ in pairs]
     if isinstance(model, Served):
         how = {"max_tokens": max_new_tokens, "temperature": temperature}

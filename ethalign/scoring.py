@@ -47,10 +47,8 @@ def choice_logprobs(
     """
     import torch
 
-    pairs = [split(tokenizer, prompt, choices) for prompt in prompts]
+    pairs = split_all(tokenizer, prompts, choices)
     ids = [before for before, _ in pairs]
-    if not all(all(answers) for _, answers in pairs):
-        raise ValueError("every choice needs at least one token")
     if isinstance(model, Served):
         return model.choices(pairs, len(choices))
     out, head, pad = np.zeros((len(prompts), len(choices))), Head(model), tokenizer.pad_token_id
@@ -61,6 +59,20 @@ def choice_logprobs(
             asked, answers = [ids[i] for i in group], [pairs[i][1] for i in group]
             out[group] = _score(model, head, opening, asked, answers, pad)
     return out
+
+
+def split_all(
+    tokenizer: Any, prompts: Sequence[str], choices: Sequence[str]
+) -> list[tuple[list[int], list[list[int]]]]:
+    """Token ids of every prompt, and of every choice that goes on behind it (see ``split``).
+
+    Raises:
+        ValueError: a choice without tokens.
+    """
+    found = [split(tokenizer, prompt, choices) for prompt in prompts]
+    if not all(all(answers) for _, answers in found):
+        raise ValueError("every choice needs at least one token")
+    return found
 
 
 def split(tokenizer: Any, prompt: str, texts: Sequence[str]) -> tuple[list[int], list[list[int]]]:

@@ -77,6 +77,8 @@ def test_batch_size_and_order_do_not_matter(tiny: Loaded) -> None:
 def test_an_empty_choice_is_refused_and_no_prompts_are_no_rows(tiny: Loaded) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         scoring.choice_logprobs(tiny.model, tiny.tokenizer, PROMPTS, [""])
+    with pytest.raises(ValueError, match="at least one token"):
+        generation.write(tiny.model, tiny.tokenizer, PROMPTS, choices=[" yes", ""])
     assert scoring.choice_logprobs(tiny.model, tiny.tokenizer, [], CHOICES).shape == (0, 4)
 
 
