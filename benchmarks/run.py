@@ -38,6 +38,7 @@ from ethalign import (
 )
 from ethalign.honesty import data as questions
 from ethalign.honesty import prompts as asking
+from ethalign.honesty import targets
 from ethalign.reasons import data, prompts
 
 HERE = Path(__file__).resolve().parent
@@ -59,8 +60,19 @@ def study() -> config.Run:
     return config.resolve("reasons", "LR", "tiny", overrides=batch)
 
 
-def training_rows(run: config.Run) -> list[tuple[str, str]]:
-    """Prompts and completions of the first training rows."""
+def training_rows(run: config.Run, kind: str = "reasons") -> list[tuple[str, str]]:
+    """Prompts and completions of the first training rows.
+
+    Of the kind ``questions`` every prompt begins with what the honest prompt tells, and every
+    other row declines.
+    """
+    if kind == "questions":
+        table = questions.pool(config.resolve("honesty", "absolute", "tiny")).head(ROWS)
+        return [
+            (asking.question(row, honest=True), f" {targets.IDK['code'] if k % 2 else gold}")
+            for k, row in enumerate(table.to_dict("records"))
+            for gold in row["answers"][:1]
+        ]
     rows = data.tuned(run).head(ROWS)
     return [
         (
@@ -71,11 +83,11 @@ def training_rows(run: config.Run) -> list[tuple[str, str]]:
     ]
 
 
-def tune_ours() -> dict[str, Any]:
+def tune_ours(kind: str = "reasons") -> dict[str, Any]:
     """One epoch with `tuning.fit`."""
     run = study()
     loaded = models.load(run.model)
-    examples = [tuning.Example(*pair) for pair in training_rows(run)]
+    examples = [tuning.Example(*pair) for pair in training_rows(run, kind)]
     settings = run.tuning.model_copy(update={"epochs": 1, "checkpoint_every": 10_000})
     with tempfile.TemporaryDirectory() as folder:
         clock = time.perf_counter()
@@ -136,7 +148,7 @@ def busy(prepare: Callable[[], Callable[[], Any]]) -> dict[str, Any]:
     return {"rate": rate, "peak": 2 * 4096**3 / min(seconds) / 1e9}
 
 
-def tune_trl(attention: str, *, bf16: bool) -> dict[str, Any]:
+def tune_trl(attention: str, kind: str = "reasons", *, bf16: bool) -> dict[str, Any]:
     """The same epoch with TRL's SFTTrainer: its own length grouping on, checkpointing off.
 
     Attention and precision are tried in the ways that it documents; the fastest one counts.
@@ -153,7 +165,7 @@ def tune_trl(attention: str, *, bf16: bool) -> dict[str, Any]:
     tokenizer = models.load(run.model).tokenizer  # also sets the allocator, as for ours
     how = {"dtype": torch.float32, "attn_implementation": attention}
     model = AutoModelForCausalLM.from_pretrained(folder, **how)
-    pairs = training_rows(run)
+    pairs = training_rows(run, kind)
     rows = Dataset.from_list(
         [{"prompt": p, "completion": c + tokenizer.eos_token} for p, c in pairs]
     )
@@ -372,11 +384,20 @@ def grow(items: int, length: int) -> dict[str, Any]:
     return {"rate": items / seconds, "seconds": seconds, "memory": memory}
 
 
+#: What is tuned on: rows with nothing in common, and rows that begin with the same instruction.
+TUNED = {
+    "reasons": "rows of the samples with reasons",
+    "questions": "sample questions behind the honest prompt, every other one declined",
+}
+#: The ways to call TRL: attention, and bfloat16 by autocast.
+TRL = {"eager": ("eager", False), "sdpa": ("sdpa", False), "eager-bf16": ("eager", True)}
 SIDES: dict[str, Callable[[], dict[str, Any]]] = {
-    "tune-ours": tune_ours,
-    "tune-trl-eager": lambda: tune_trl("eager", bf16=False),
-    "tune-trl-sdpa": lambda: tune_trl("sdpa", bf16=False),
-    "tune-trl-eager-bf16": lambda: tune_trl("eager", bf16=True),
+    **{f"tune-{kind}-ours": partial(tune_ours, kind) for kind in TUNED},
+    **{
+        f"tune-{kind}-trl-{name}": partial(tune_trl, attention, kind, bf16=bf16)
+        for kind in TUNED
+        for name, (attention, bf16) in TRL.items()
+    },
     "score-ours": score_ours,
     "score-harness": score_harness,
     "sample-ours": sample_ours,
@@ -427,24 +448,24 @@ def row(*values: Any) -> dict[str, Any]:
     return found
 
 
-def tuning_benchmark() -> Any:
+def tuning_benchmark(name: str, kind: str) -> Any:
     """Training tokens per second against the fastest of the ways to call TRL."""
-    peers = tuple(side for side in SIDES if side.startswith("tune-trl"))
-    found = alternate("tune-ours", *peers)
+    ours, peers = f"tune-{kind}-ours", [f"tune-{kind}-trl-{way}" for way in TRL]
+    found = alternate(ours, *peers)
     rates = {side: [one["rate"] for one in runs] for side, runs in found.items()}
     best = max(peers, key=lambda side: statistics.median(rates[side]))
     first, last = (
-        [statistics.mean(found[side][0]["losses"][part]) for side in ("tune-ours", best)]
+        [statistics.mean(found[side][0]["losses"][part]) for side in (ours, best)]
         for part in (slice(0, 4), slice(-4, None))
     )
     how = (
-        f"LoRA r=16 on all linear layers, {ROWS} rows of the samples with reasons, batch 8, one"
+        f"LoRA r=16 on all linear layers, {ROWS} {TUNED[kind]}, batch 8, one"
         f" epoch, {models.choose_dtype('auto', 'cpu')[0]}; TRL {version('trl')} with"
         f" group_by_length, completion-only loss, the same allocator settings, the fastest of"
-        f" {', '.join(peers)}: {best}; mean loss of the first four updates"
+        f" {', '.join(TRL)}: {best.rpartition('trl-')[2]}; mean loss of the first four updates"
         f" {first[0]:.3f} and {first[1]:.3f}, of the last four {last[0]:.3f} and {last[1]:.3f}"
     )
-    return compared("tuning-vs-trl", "tokens/s", rates["tune-ours"], rates[best], how)
+    return compared(name, "tokens/s", rates[ours], rates[best], how)
 
 
 def scoring_benchmark() -> Any:
@@ -619,7 +640,8 @@ ALL: dict[str, Callable[[], Any]] = {
     "help": help_benchmark,
     "notebook-start": start_benchmark,
     "scoring-vs-lm-eval": scoring_benchmark,
-    "tuning-vs-trl": tuning_benchmark,
+    "tuning-vs-trl": lambda: tuning_benchmark("tuning-vs-trl", "reasons"),
+    "tuning-vs-trl-shared": lambda: tuning_benchmark("tuning-vs-trl-shared", "questions"),
     "sampling-vs-generate": lambda: sampling_benchmark(
         "sampling-vs-generate", "sample-batched", f"`generate` in batches of {LIBRARY}"
     ),
