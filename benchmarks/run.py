@@ -56,7 +56,7 @@ GROWTH = {
 
 def study() -> config.Run:
     """Labels and reasons at scale tiny: the shipped samples and the packaged model."""
-    batch = {"tuning.batch_size": 8, "tuning.accumulation": 1}
+    batch = {"tuning.rows": ROWS, "tuning.batch_size": 8, "tuning.accumulation": 1}
     return config.resolve("reasons", "LR", "tiny", overrides=batch)
 
 
