@@ -88,7 +88,8 @@ OPENED = [
 def test_what_all_rows_begin_with_is_learnt_from_once_and_as_before(
     fresh_tiny: Loaded, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [tuning.encode(fresh_tiny.tokenizer, e, settings(loss=loss)) for e in OPENED]
+    taught = [*OPENED[:3], OPENED[3]._replace(other=" Was it?", share=0.7)]
+    rows = [tuning.encode(fresh_tiny.tokenizer, e, settings(loss=loss)) for e in taught]
     rows[1] = rows[1]._replace(weight=0.25)
     model = tuning.adapt(fresh_tiny, settings())
     model.train()
