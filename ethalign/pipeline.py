@@ -28,6 +28,10 @@ from ethalign import code, config, plots, records, sources, study, warm
 from ethalign.config import ROOT, UserError, digest
 from ethalign.study import Job
 
+#: Parameters from which on a model is tuned and asked with no other beside it: with 1.5 billion a
+#: tuning took 13 GB and an evaluation 11.
+LARGE = 1e9
+
 
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], shows: str = "") -> None:
     """Execute one notebook with papermill.
@@ -200,6 +204,7 @@ def run(
         "seeds": list(seeds),
         "runs": str(ROOT / runs),
         "stage": stage,
+        "here": profile is None,
     }
     if cores is not None and cores < 1:
         raise UserError(
@@ -287,14 +292,20 @@ def rules(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         if stale(job, known):
             left.add(str(job.page))
             point = os.path.relpath(job.runs, settings["runs"])
-            found.append(rule(job, point, None if same is job else same))
+            before = None if same is job else same
+            found.append(rule(job, point, before, here=settings.get("here", True)))
     for made in found:
         made["input"] = [page for page in made["input"] if page in left]
     return found
 
 
-def rule(job: Job, point: str = ".", same: Job | None = None) -> dict[str, Any]:
-    """Name, input, output, parameters and command of a job; ``same`` did its work before."""
+def rule(
+    job: Job, point: str = ".", same: Job | None = None, *, here: bool = True
+) -> dict[str, Any]:
+    """Name, input, output, parameters and command of a job; ``same`` did its work before.
+
+    ``here``: it runs on this machine, rather than on a node of a cluster.
+    """
     parts = [job.study.name, job.stage.name]
     call = list(parts)
     if job.stage.compute:
@@ -310,16 +321,25 @@ def rule(job: Job, point: str = ".", same: Job | None = None) -> dict[str, Any]:
         "input": [str(j.page) for j in (*job.before().values(), *([same] if same else []))],
         "output": str(job.page),
         # To take over what another job left wants no processor for itself.
-        "alone": job.stage.alone and not same,
+        "alone": (job.stage.alone or (here and large(job))) and not same,
         "gpu": int(on_gpu(job)),
         "call": shlex.join(call),
     }
 
 
+def large(job: Job) -> bool:
+    """Does a job on this machine want its memory, rather than that of a card, for itself?"""
+    held = _holds(job) and not (on_gpu(job) and cards())
+    return held and records.size_of(job.run.model.id) >= LARGE
+
+
 def on_gpu(job: Job) -> bool:
     """Does a job want a GPU, if there is one?"""
-    own = "model.id" in job.stage.models and not job.run.served
-    return own and job.run.model.device != "cpu"
+    return _holds(job) and job.run.model.device != "cpu"
+
+
+def _holds(job: Job) -> bool:
+    return "model.id" in job.stage.models and not job.run.served
 
 
 def cards() -> list[str]:

@@ -606,3 +606,29 @@ def test_only_a_model_behind_a_server_needs_nothing_here(
     told = " ".join(estimate.lines({"": [job]}))
     assert ("behind a server; not estimated" in told) == served
     assert ("billion parameters" in told) != served
+
+
+@pytest.mark.parametrize(
+    ("more", "cards", "here", "alone"),
+    [
+        ({}, [], True, True),
+        ({"model.device": "cpu"}, ["0"], True, True),
+        ({}, ["0"], True, False),
+        ({}, [], False, False),
+        ({"model.id": "qwen2.5-coder-0.5b-instruct"}, [], True, False),
+        ({"endpoint.url": "http://127.0.0.1:9/v1"}, [], True, False),
+    ],
+)
+def test_large_models_are_not_held_side_by_side_in_the_memory_of_one_machine(
+    more: dict[str, Any],
+    cards: list[str],
+    *,
+    here: bool,
+    alone: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tuning of 1.5 billion parameters beside an evaluation was killed for want of memory."""
+    monkeypatch.setattr(pipeline, "cards", lambda: cards)
+    own = {"model.id": "qwen2.5-coder-1.5b-instruct", "model.device": "auto", **more}
+    job = study.job("ambiguity", "evaluate", "zero-shot", "small", 0, own)
+    assert pipeline.rule(job, here=here)["alone"] == alone
