@@ -28,8 +28,8 @@ from ethalign import code, config, plots, records, sources, study, warm
 from ethalign.config import ROOT, UserError, digest
 from ethalign.study import Job
 
-#: Parameters from which on a model is tuned and asked with no other beside it: with 1.5 billion a
-#: tuning took 13 GB and an evaluation 11.
+#: Parameters, by its name, from which on a model is tuned and asked with no other beside it: with
+#: 1.5 billion a tuning took 13 GB and an evaluation 11.
 LARGE = 1e9
 
 
@@ -329,8 +329,8 @@ def rule(
 
 def large(job: Job) -> bool:
     """Does a job on this machine want its memory, rather than that of a card, for itself?"""
-    held = _holds(job) and not (on_gpu(job) and cards())
-    return held and records.size_of(job.run.model.id) >= LARGE
+    held = _holds(job) and records.size_of(job.run.model.id) >= LARGE
+    return held and not (on_gpu(job) and cards())  # last, since it asks the driver
 
 
 def on_gpu(job: Job) -> bool:
